@@ -1,0 +1,1 @@
+"""dit_accel: several times faster diffusers transformer pipelines, with the cost stated."""

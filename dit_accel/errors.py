@@ -1,0 +1,43 @@
+"""Every error a user can meet: what was asked, what was found, what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class DitAccelError(Exception):
+    """Base of all errors raised by dit_accel."""
+
+
+class RecipeError(DitAccelError):
+    """A recipe that cannot be read, or does not fit its pipeline. Starts with `file:line:` when known."""
+
+
+class UnsupportedPipeline(DitAccelError):
+    """The pipeline, or one of its parts, is not something we know how to patch."""
+
+
+class AlreadyAccelerated(DitAccelError):
+    """The pipeline already carries a recipe; restore it first or pass `replace=True`."""
+
+
+class MissingAnchor(DitAccelError):
+    """A method needs a stored output that no earlier step of this run has produced."""
+
+
+class MemoryBound(DitAccelError):
+    """The memory a recipe would keep is over the bound it states."""
+
+
+class NothingDone(DitAccelError):
+    """Raised under `strict=True` when a recipe that should change work changed none."""
+
+
+class ToyError(DitAccelError):
+    """A caption outside the toys' vocabulary, or a toy folder that is not what it should be."""
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """The `count` known names closest to `name`, as text for an error message."""
+    known = sorted(set(known))
+    close = difflib.get_close_matches(name, known, n=count, cutoff=0.0)
+    return ", ".join(close) if close else "none"

@@ -1,0 +1,1 @@
+"""Training loops; every one runs under accelerate."""
