@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -47,24 +46,17 @@ def far_from_zero(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Fill fresh memory with NaN (the largest value, for integers), so that nothing unwritten looks like 0."""
-
-    def poison(create):
-        def poisoned(*arguments, **options):
-            tensor = create(*arguments, **options)
-            if tensor.is_floating_point():
-                return tensor.fill_(float("nan"))
-            return (
-                tensor
-                if tensor.dtype == torch.bool or tensor.is_complex()
-                else tensor.fill_(torch.iinfo(tensor.dtype).max)
-            )
-
-        return poisoned
-
-    with (
-        mock.patch.object(torch, "empty", poison(torch.empty)),
-        mock.patch.object(torch, "empty_like", poison(torch.empty_like)),
-        mock.patch.object(Tensor, "new_empty", poison(Tensor.new_empty)),
-    ):
+    """Fill fresh memory with NaN (integers: the largest), so that nothing unwritten looks like 0."""
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    # the filling is a part of deterministic mode; warn_only keeps operations without such a mode usable
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
         yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filled

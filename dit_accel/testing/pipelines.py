@@ -45,7 +45,7 @@ class TinyPipeline:
     needs_image: bool = False
 
     def build(self, layers: int = 4, seed: int = 0, complete: bool = False) -> DiffusionPipeline:
-        """A new pipeline; `complete` adds the VAE, text encoder and tokenizer, to save it or give it words."""
+        """A new pipeline; `complete` adds VAE, text encoder and tokenizer, to save it or give it a prompt."""
         if complete and not self.can_complete:
             raise ValueError(
                 f"{self.name} is built from embeddings only; complete cases: {', '.join(COMPLETE)}"
