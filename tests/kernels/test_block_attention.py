@@ -183,7 +183,9 @@ def test_long_sequences_go_through_in_chunks(monkeypatch):
 
 
 def test_a_mask_may_hide_padded_text_of_one_sample(monkeypatch):
-    monkeypatch.setattr(reference, "SCORES_AT_ONCE", 2 * 3 * 62 * 20)  # the one row of `seen` serves every chunk
+    monkeypatch.setattr(
+        reference, "SCORES_AT_ONCE", 2 * 3 * 62 * 20
+    )  # the one row of `seen` serves every chunk
     q, k, v = tensors((2, 62, 62, 3, 12), torch.float64)
     seen = torch.ones(2, 1, 1, 62, dtype=torch.bool)
     seen[1, ..., :2] = False
