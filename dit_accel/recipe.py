@@ -159,7 +159,7 @@ class Recipe:
         if self.folder is None or self.file is None:
             self.fail(
                 ("files", name),
-                f"[files] {name}: this recipe was not read from a file: nothing lies beside it. Save it first.",
+                f"[files] {name}: this recipe came from no file: nothing lies beside it. Save it first.",
             )
         return verified(self.folder, name, self.files[name], self.file, self.where("files", name))
 
