@@ -16,8 +16,9 @@ from dit_accel.errors import RecipeError
 # a 10,000-step timeline is 10 kB a line; tomllib is quadratic in the length of a dotted key
 MAX_BYTES = 4_000_000
 MAX_LINE = 20_000
-MAX_DOTS = 200
-_DEEP = re.compile(rf"(?:[\w\"'-]+\s*\.\s*){{{MAX_DOTS}}}")
+MAX_DOTS = 16
+_PART = r"""(?:[\w-]+|"(?:\\.|[^"\\])*"|'[^']*')"""
+_DEEP = re.compile(rf"(?:{_PART}[ \t]*\.[ \t]*){{{MAX_DOTS}}}")
 
 Lines = dict[tuple[str, ...], int]
 
