@@ -17,8 +17,8 @@ from dit_accel.errors import RecipeError
 MAX_BYTES = 4_000_000
 MAX_LINE = 20_000
 MAX_DOTS = 16
-_PART = r"""(?:[\w-]+|"(?:\\.|[^"\\])*"|'[^']*')"""
-_DEEP = re.compile(rf"(?:{_PART}[ \t]*\.[ \t]*){{{MAX_DOTS}}}")
+_QUOTED = re.compile(r"""\"(?:\\.|[^"\\])*+\"?|'[^']*'?""")
+_DEEP = re.compile(rf"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){{{MAX_DOTS}}}")
 
 Lines = dict[tuple[str, ...], int]
 
@@ -84,7 +84,7 @@ def _check_size(text: str, source: str) -> None:
                 f"{source}:{number}: the line is {len(line):,} characters long, over {MAX_LINE:,}. "
                 f"Break long arrays over several lines."
             )
-        if line.count(".") > MAX_DOTS and _DEEP.search(line):
+        if line.count(".") > MAX_DOTS and _DEEP.search(_QUOTED.sub("q", line)):
             raise RecipeError(
                 f"{source}:{number}: is nested too deeply. A recipe has three levels of tables."
             )
