@@ -41,6 +41,7 @@ QWEN_IMAGE = Family(
     self_attention=("attn",),
     cross_attention=(),
     sublayers=("attn", "img_mlp", "txt_mlp"),
+    sublayer_tokens={"attn": "all", "txt_mlp": "text"},
     streams=("hidden_states", "encoder_hidden_states"),
     returns=("encoder_hidden_states", "hidden_states"),
     token_order="text,visual",
