@@ -460,3 +460,10 @@ def test_a_toy_name_resolves_to_its_folder_and_other_models_stay(shelf):
 def test_every_shipped_recipe_is_valid(name):
     recipe = Recipe.load(name)
     assert Recipe.from_text(recipe.to_toml()) == recipe
+
+
+def test_the_example_of_the_format_page_is_a_valid_recipe():
+    page = (Path(__file__).parent.parent / "recipes" / "README.md").read_text(encoding="utf-8")
+    recipe = Recipe.from_text(page.split("```toml\n")[1].split("```")[0])
+    assert recipe.edges == (1.0, 0.8, 0.4, 0.0)
+    assert Recipe.from_text(recipe.to_toml()) == recipe
