@@ -112,4 +112,9 @@ def frames_of(result: Any) -> np.ndarray:
             "Use a text to video or text to image pipeline."
         )
     frames = frames[None] if frames.ndim == 3 else frames  # [F, H, W, 3]
+    if not np.isfinite(frames).all():
+        raise DitAccelError(
+            "asked for frames; the pipeline gave values that are not finite. Try another --dtype: bfloat16 "
+            "reaches further than float16."
+        )
     return frames.astype(np.float32, copy=False)
