@@ -1,0 +1,43 @@
+# make help: what each target does. Everything runs in .venv, installed from constraints.txt; nothing else downloads.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PINS   ?= constraints.txt
+PIP     = $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -c $(PINS) -e
+MODEL  ?= toys/wan
+WORKERS ?= 2
+export OMP_NUM_THREADS ?= 1
+
+help:               ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+install: $(VENV)/core               ## the library and its command in .venv
+demo: $(VENV)/core                  ## generate with and without a recipe, side by side, in ./demo
+	OMP_NUM_THREADS= $(BIN)/dit-accel demo
+test: $(VENV)/test                  ## all tests
+	$(BIN)/pytest -n $(WORKERS) -q
+lint: $(VENV)/dev                   ## format check, ruff, pyright
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright --pythonpath $(BIN)/python
+check: lint recipes test            ## what CI runs
+fix: $(VENV)/dev                    ## format and repair what ruff can
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+recipes: $(VENV)/core               ## validate every recipe file
+	$(BIN)/dit-accel recipes --check
+bench: $(VENV)/core                 ## dense, fewer steps, rivals and recipes on MODEL, interleaved
+	OMP_NUM_THREADS= $(BIN)/dit-accel bench $(MODEL)
+wheel-test: $(VENV)/core            ## the wheel, alone in an empty environment and folder, runs the demo
+	PYTHON="$(PYTHON)" bash scripts/wheel_test.sh
+test-oldest:                        ## all tests on the oldest supported diffusers, in .venv-oldest
+	awk -F== '!seen[tolower($$1)]++' constraints-oldest.txt constraints.txt > .pins-oldest.txt
+	$(MAKE) test VENV=.venv-oldest PINS=.pins-oldest.txt
+clean:                              ## remove environments, caches and results of make
+	rm -rf .venv .venv-oldest build dist demo .pins-oldest.txt .pytest_cache .ruff_cache *.egg-info
+
+$(VENV)/core: pyproject.toml $(PINS)
+	$(PYTHON) -m venv $(VENV) && $(PIP) . && touch $@
+$(VENV)/test: $(VENV)/core
+	$(PIP) '.[test]' && touch $@
+$(VENV)/dev: $(VENV)/core
+	$(PIP) '.[dev]' && touch $@
+
+.PHONY: help install demo test lint check fix recipes bench wheel-test test-oldest clean
