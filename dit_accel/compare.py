@@ -1,14 +1,15 @@
 """Dense against accelerated, on the same prompts and seeds, in one process.
 
-Both take turns and change order from prompt to prompt, so that a machine that slows down slows both; warm-up runs
-are left out; medians are reported. The rival is the dense sampler with fewer steps: what anybody gets for free.
+Both take turns and change order from prompt to prompt, so that a machine that slows down slows both;
+warm-up runs are left out; medians are reported. The rival is the dense sampler with fewer steps: what
+anybody gets for free.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,8 +19,8 @@ from dit_accel.generate import Sample, generate, steps_of
 from dit_accel.loading import Model
 from dit_accel.machine import device_name, versions
 from dit_accel.recipe import Recipe
-from dit_accel.report import Report
-from dit_accel.stages import STAGES, OnStep
+from dit_accel.run_report import Report
+from dit_accel.stages import STAGES
 
 BEST_PSNR = 100.0  # dB; stands for identical frames, as JSON has no infinity
 WARM_UP_STEPS = 2  # dense: every step does the same work
@@ -37,7 +38,9 @@ class Job:
 class Options:
     """How to compare."""
 
-    rival_steps: int | str | None = None  # a number, "auto" (as many as fit into the recipe's time), or no rival
+    rival_steps: int | str | None = (
+        None  # a number, "auto" (as many as fit into the recipe's time), or no rival
+    )
     strict: bool = False
     warm_up: bool = True
     films: int = 8  # prompts whose frames are kept for the page
@@ -127,7 +130,9 @@ class Comparison:
             "faithfulness": column.mean("faithfulness"),
             "peak_bytes": column.peak(),
             "growth_bytes": column.peak("growth"),
-            "each": {key: getattr(column, key) for key in ("seconds", "stages", "psnr", "ssim", "faithfulness")},
+            "each": {
+                key: getattr(column, key) for key in ("seconds", "stages", "psnr", "ssim", "faithfulness")
+            },
         }
 
 
@@ -135,14 +140,20 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-class Watch:
-    """Hears how far a comparison is; this one does nothing."""
+class Watch(Protocol):
+    """Hears how far a comparison is."""
 
     def generation(self, done: int, total: int, what: str) -> None:
         """Generation `done` of `total` begins."""
 
     def step(self, done: int, total: int) -> None:
         """A denoising step has ended."""
+
+
+class _Nobody:
+    def generation(self, done: int, total: int, what: str) -> None: ...
+
+    def step(self, done: int, total: int) -> None: ...
 
 
 def compare(
@@ -156,7 +167,7 @@ def compare(
     """Generate every job in every column, and measure."""
     if not jobs:
         raise BadUsage("asked to compare on no prompts; give at least one.")
-    return _Comparing(model, recipe, jobs, arguments, options, watch or Watch()).run()
+    return _Comparing(model, recipe, jobs, arguments, options, watch or _Nobody()).run()
 
 
 class _Comparing:
@@ -176,7 +187,7 @@ class _Comparing:
         self.result = Comparison(model, recipe, arguments, jobs, columns)
         self.options, self.watch, self.steps = options, watch, steps
         self.rival = options.rival_steps  # "auto" until the first pair is measured
-        if isinstance(self.rival, int) and not 1 <= self.rival:
+        if isinstance(self.rival, int) and not self.rival >= 1:
             raise BadUsage(f"asked for a rival of {self.rival} steps; it needs at least 1.")
         if self.rival is not None and self.rival != "auto":
             columns["rival"] = Column(f"dense, {self.rival} steps", int(self.rival))
@@ -201,7 +212,13 @@ class _Comparing:
             if "rival" in self.result.columns:
                 samples["rival"] = self._sample("rival", job)
         for name, sample in samples.items():
-            self._record(self.result.columns[name], sample, samples["dense"].frames, job, keep=index < self.options.films)
+            self._record(
+                self.result.columns[name],
+                sample,
+                samples["dense"].frames,
+                job,
+                keep=index < self.options.films,
+            )
 
     def _sample(self, name: str, job: Job) -> Sample:
         what = f"{self.result.columns[name].name}: {job.prompt}"
@@ -215,7 +232,9 @@ class _Comparing:
         return self._generate(what, job, {**self.result.arguments, **steps})
 
     def _accelerated(self, what: str, job: Job) -> tuple[Sample, Report]:
-        with api.accelerated(self.result.model.pipe, self.result.recipe, strict=self.options.strict) as handle:
+        with api.accelerated(
+            self.result.model.pipe, self.result.recipe, strict=self.options.strict
+        ) as handle:
             sample = self._generate(what, job, self.result.arguments)
             return sample, handle.report()
 
@@ -231,7 +250,10 @@ class _Comparing:
         share = recipe.stages["denoising"] / dense.stages["denoising"]
         self.rival = max(1, round(self.steps * share))
         if self.rival >= self.steps:
-            self.result.notes.append("the recipe is not faster than dense here: fewer steps have nothing to rival")
+            self.total -= len(self.result.jobs)
+            self.result.notes.append(
+                "the recipe is not faster than dense here: fewer steps have nothing to rival"
+            )
             return
         self.result.columns["rival"] = Column(f"dense, {self.rival} steps", self.rival)
 

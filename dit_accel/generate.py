@@ -10,7 +10,7 @@ import torch
 
 from dit_accel.errors import BadUsage, DitAccelError
 from dit_accel.loading import Model
-from dit_accel.memory import Peak, peak_memory
+from dit_accel.peak import Peak, peak_memory
 from dit_accel.stages import OnStep, stages
 
 # options of the command line -> arguments of a pipeline's call; guidance is named by the family
@@ -35,7 +35,7 @@ class Sample:
 
 
 def call_arguments(model: Model, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the pipeline's call: what was asked, over the folder's generation.json, over its own defaults."""
+    """The pipeline's call arguments: what was asked, else the folder's generation.json, else its own defaults."""
     accepts = inspect.signature(model.pipe.__call__).parameters
     guidance = model.family.guidance_argument if model.family else "guidance_scale"
     names = OPTIONS | {"guidance": guidance}
@@ -43,11 +43,13 @@ def call_arguments(model: Model, asked: Mapping[str, Any]) -> dict[str, Any]:
     for option, argument in names.items():
         if argument in given and argument not in accepts:
             raise BadUsage(
-                f"asked for --{option.replace('_', '-')} {given[argument]}; {type(model.pipe).__name__} takes no "
-                f"{argument}. Leave the option out."
+                f"asked for --{option.replace('_', '-')} {given[argument]}; "
+                f"{type(model.pipe).__name__} takes no {argument}. Leave the option out."
             )
     # a folder writes the guidance strength as "guidance_scale", whatever its pipeline calls it
-    stored = {(guidance if name == "guidance_scale" else name): value for name, value in model.defaults.items()}
+    stored = {
+        (guidance if name == "guidance_scale" else name): value for name, value in model.defaults.items()
+    }
     arguments = {name: value for name, value in stored.items() if name in accepts} | given
     if guidance == "true_cfg_scale" and not arguments.get("negative_prompt"):
         arguments["negative_prompt"] = " "  # without one these pipelines leave guidance out
@@ -55,14 +57,21 @@ def call_arguments(model: Model, asked: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def _check_required(model: Model, accepts: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any]) -> None:
+def _check_required(
+    model: Model, accepts: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any]
+) -> None:
     """Some pipelines start from more than text; say so before the work."""
-    required = [name for name, each in accepts.items() if each.default is each.empty and each.kind < each.VAR_POSITIONAL]
+    required = [
+        name
+        for name, each in accepts.items()
+        if each.default is each.empty and each.kind < each.VAR_POSITIONAL
+    ]
     missing = [name for name in required if name not in arguments and name != "prompt"]
     if missing:
         option = " Give --image FILE." if missing == ["image"] else " Call it from Python."
         raise BadUsage(
-            f"asked to generate from text with {type(model.pipe).__name__}; it also needs {', '.join(missing)}.{option}"
+            f"asked to generate from text with {type(model.pipe).__name__}; "
+            f"it also needs {', '.join(missing)}.{option}"
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from dit_accel.errors import BadUsage, DitAccelError
+from dit_accel.errors import BadUsage, DitAccelError, RecipeError
 from dit_accel.families import Family, family_of
 from dit_accel.recipe_names import resolve_model
 
@@ -51,7 +51,10 @@ class Model:
 
 def load(name: str, place: Place = Place()) -> Model:
     """Load a pipeline with its device, dtype and offloading arranged."""
-    where = resolve_model(name)
+    try:
+        where = resolve_model(name)
+    except RecipeError as error:
+        raise BadUsage(str(error)) from error
     folder = local_folder(name, where)
     defaults = _generation_defaults(folder)
     device = pick_device(place.device)
@@ -91,11 +94,15 @@ def pick_device(asked: str) -> torch.device:
     try:
         device = torch.device(asked)
     except RuntimeError as error:
-        raise BadUsage(f'asked for the device "{asked}"; torch knows no such device. Give cpu or cuda.') from error
+        raise BadUsage(
+            f'asked for the device "{asked}"; torch knows no such device. Give cpu or cuda.'
+        ) from error
     count = torch.accelerator.device_count() if found else 0
     if device.type != "cpu" and (found is None or found.type != device.type or (device.index or 0) >= count):
         has = f"{count} of type {found.type}" if found else "no accelerator"
-        raise BadUsage(f'asked for the device "{asked}"; torch {torch.__version__} finds {has}. Give --device cpu.')
+        raise BadUsage(
+            f'asked for the device "{asked}"; torch {torch.__version__} finds {has}. Give --device cpu.'
+        )
     return device
 
 
@@ -116,7 +123,9 @@ def _generation_defaults(folder: Path | None) -> Mapping[str, Any]:
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise BadUsage(f"{file}: not a JSON object of call arguments ({error}). Repair or remove it.") from error
+        raise BadUsage(
+            f"{file}: not a JSON object of call arguments ({error}). Repair or remove it."
+        ) from error
 
 
 def _from_pretrained(name: str, where: str, dtype: torch.dtype) -> Any:

@@ -9,10 +9,12 @@ from dit_accel.compare import Column, Comparison
 from dit_accel.machine import device_name, versions
 from dit_accel.page_style import SCRIPT, STYLE
 from dit_accel.plan_picture import legend, plan_picture
-from dit_accel.report import Report
+from dit_accel.run_report import Report
 from dit_accel.stages import STAGES
 
-TOY_WARNING = "Measured on a toy model shipped for tests and demos: these numbers never stand for real weights."
+TOY_WARNING = (
+    "Measured on a toy model shipped for tests and demos: these numbers never stand for real weights."
+)
 STAGE_COLOURS = dict(zip(STAGES, ("c5", "c0", "c2", "exact"), strict=True))
 
 
@@ -36,15 +38,14 @@ def generation_page(
     title: str,
     prompt: str,
     film: bytes,
-    facts: Mapping[str, str],
+    cards: Mapping[str, str],  # name -> value
     report: Report | None,
     warnings: Sequence[str] = (),
 ) -> str:
     """The page of `generate --report`."""
     notes = [*warnings, *(report.notes if report else ())]
-    cards = "".join(_card(value, name) for name, value in facts.items())
     body = [
-        f'<div class="cards">{cards}</div>',
+        f'<div class="cards">{"".join(_card(value, name) for name, value in cards.items())}</div>',
         _list("Warnings", notes),
         f'<h2>Sample</h2>{_player([film])}<div class="films">{_figure(film, prompt)}</div>',
         _plan(report) if report else "",
@@ -67,19 +68,22 @@ def _document(title: str, subtitle: str, body: str) -> str:
 def _cards(result: Comparison) -> str:
     dense, recipe = result.columns["dense"], result.columns["recipe"]
     cards = [
-        _card(f"{result.speedup():.2f}x", "faster, whole pipeline", first=True),
+        _card(f"{result.speedup():.2f}x", "as fast as dense, whole pipeline", first=True),
         _card(f"{median(recipe.seconds):.2f} s", f"dense took {median(dense.seconds):.2f} s"),
         _card(_decibel(recipe), "PSNR to the dense result"),
         _card(_number(recipe.mean("ssim"), ".3f"), "SSIM to the dense result"),
     ]
     if recipe.mean("faithfulness") is not None:
         was = _number(dense.mean("faithfulness"), ".2f")
-        cards.append(_card(_number(recipe.mean("faithfulness"), ".2f"), f"faithful to the prompt, dense {was}"))
+        cards.append(
+            _card(_number(recipe.mean("faithfulness"), ".2f"), f"faithful to the prompt, dense {was}")
+        )
     return f'<div class="cards">{"".join(cards)}</div>'
 
 
 def _card(value: str, name: str, first: bool = False) -> str:
-    return f'<div class="card{" first" if first else ""}"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
+    kind = "card first" if first else "card"
+    return f'<div class="{kind}"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
 
 
 def _list(heading: str, lines: Sequence[str]) -> str:
@@ -98,7 +102,11 @@ def _films(result: Comparison) -> str:
         caption = f'{escape(job.prompt)} <span class="dim small">seed {job.seed}</span>'
         parts.append(f'<p class="prompt">{caption}</p><div class="films">{figures}</div>')
     left_out = len(result.jobs) - kept
-    more = f'<p class="dim small">{left_out} more prompts were measured and are not shown.</p>' if left_out else ""
+    more = (
+        f'<p class="dim small">{left_out} more prompts were measured and are not shown.</p>'
+        if left_out
+        else ""
+    )
     return f"<h2>Side by side</h2>{_player(result.columns['dense'].films)}{''.join(parts)}{more}"
 
 
@@ -119,24 +127,30 @@ def _player(films: Sequence[bytes]) -> str:
     return f'<div class="player"><button id="play">Play</button>{slider}</div>'
 
 
-def _numbers(result: Comparison) -> str:
+def facts(result: Comparison) -> dict[str, list[str]]:
+    """The numbers of a comparison as text: a line of names, a value for each column."""
     columns = list(result.columns.values())
     rows = {
         "Denoising steps": [str(column.steps) for column in columns],
         "Seconds, median": [f"{median(column.seconds):.3f}" for column in columns],
-        "Seconds, fastest to slowest": [f"{min(column.seconds):.3f} to {max(column.seconds):.3f}" for column in columns],
+        "Seconds, all runs": [
+            f"{min(column.seconds):.3f} to {max(column.seconds):.3f}" for column in columns
+        ],
         "Speedup": [f"{result.speedup(name):.2f}x" for name in result.columns],
         "PSNR to dense": ["", *(_decibel(column) for column in columns[1:])],
         "SSIM to dense": ["", *(_number(column.mean("ssim"), ".4f") for column in columns[1:])],
-        "Faithfulness to the prompt": [_number(column.mean("faithfulness"), ".3f") for column in columns],
+        "Faithful to the prompt": [_number(column.mean("faithfulness"), ".3f") for column in columns],
         f"Memory ({result.memory_measured})": [_megabytes(column.peak()) for column in columns],
-        "Memory above the level at the start": [_megabytes(column.peak("growth")) for column in columns],
+        "Memory above the start of the run": [_megabytes(column.peak("growth")) for column in columns],
     }
-    head = "".join(f"<th>{escape(column.name)}</th>" for column in columns)
+    return {name: values for name, values in rows.items() if any(value not in ("", "-") for value in values)}
+
+
+def _numbers(result: Comparison) -> str:
+    head = "".join(f"<th>{escape(column.name)}</th>" for column in result.columns.values())
     body = "".join(
         f"<tr><td>{escape(name)}</td>{''.join(f'<td>{escape(value)}</td>' for value in values)}</tr>"
-        for name, values in rows.items()
-        if any(value not in ("", "-") for value in values)
+        for name, values in facts(result).items()
     )
     jobs = len(result.jobs)
     said = f"{jobs} prompt{'s' if jobs > 1 else ''}, a generation each; medians; warm-up excluded."
@@ -153,7 +167,8 @@ def _stage_bars(columns: Mapping[str, Column]) -> str:
             width = 1000 * spent[name][stage] / longest
             title = f"<title>{stage.replace('_', ' ')}: {spent[name][stage]:.3f} s</title>"
             parts.append(
-                f'<rect class="{STAGE_COLOURS[stage]}" x="{x:.1f}" width="{width:.1f}" height="22">{title}</rect>'
+                f'<rect class="{STAGE_COLOURS[stage]}" x="{x:.1f}" width="{width:.1f}" height="22">'
+                f"{title}</rect>"
             )
             x += width
         bar = f'<svg viewBox="0 0 1000 22" preserveAspectRatio="none">{"".join(parts)}</svg>'
@@ -168,10 +183,13 @@ def _stage_bars(columns: Mapping[str, Column]) -> str:
 
 
 def _plan(report: Report) -> str:
-    counters = "".join(f"<tr><td>{escape(name)}</td><td>{count}</td></tr>" for name, count in report.counters.items())
+    counters = "".join(
+        f"<tr><td>{escape(name)}</td><td>{count}</td></tr>" for name, count in report.counters.items()
+    )
     return (
         f"<h2>What ran: sites x steps</h2>{legend(report)}{plan_picture(report)}"
-        f"<h2>Visits by method</h2><table><thead><tr><th>method</th><th>executed</th></tr></thead>{counters}</table>"
+        "<h2>Visits by method</h2><table><thead><tr><th>method</th><th>executed</th></tr></thead>"
+        f"{counters}</table>"
         f"<h2>Report</h2><pre>{escape(str(report))}</pre>"
     )
 

@@ -20,7 +20,7 @@ DEFAULT_COUNT = 2  # without a file, as every prompt is generated once in every 
 
 
 def jobs(model: Model, file: Path | None, count: int | None, seed: int) -> list[Job]:
-    """The prompts of a file, or the model's own held-out captions, or general ones; seeds count up from `seed`."""
+    """Prompts of a file, else the model's own held-out captions, else general ones; seeds count up."""
     if file is not None:
         prompts = read_prompts(file)[:count]
     elif model.defaults.get("captions") == "scenes":
@@ -36,7 +36,9 @@ def read_prompts(file: Path) -> list[str]:
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise BadUsage(f"asked for the prompts in {file}; it cannot be read ({error}). Give a text file.") from error
+        raise BadUsage(
+            f"asked for the prompts in {file}; it cannot be read ({error}). Give a text file."
+        ) from error
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise BadUsage(f"asked for the prompts in {file}; it has none. Write one prompt a line.")

@@ -1,8 +1,8 @@
 """Where the seconds of a pipeline call go: text encoding, denoising, decoding, other.
 
-Text encoding is the time inside `encode_prompt`, denoising the time inside the progress bar that every diffusers
-pipeline opens around its loop, decoding all that follows it. Both names are shadowed on the pipeline object and put
-back afterwards: no module is touched and no result changes.
+Text encoding is the time inside `encode_prompt`, denoising the time inside the progress bar that every
+diffusers pipeline opens around its loop, decoding all that follows it. Both names are shadowed on the
+pipeline object and put back afterwards: no module is touched and no result changes.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """The command line: `dit-accel generate | compare | recipes | doctor | demo`.
 
-One file for each command; what they do is in the library. Heavy libraries are imported inside the commands, so that
-`--help` is instant. Exit codes: 0 done, 1 failed, 2 asked for something that cannot be done as written.
+One file for each command; what they do is in the library. Heavy libraries are imported inside the
+commands, so that `--help` is instant. Exit codes: 0 done, 1 failed, 2 cannot be done as asked.
 """
 
 import typer
@@ -42,7 +42,9 @@ def _version(asked: bool) -> None:
 @app.callback()
 def options(
     debug: Debug = False,
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
 ) -> None:
     """Several times faster diffusers transformer pipelines, with the cost stated.
 

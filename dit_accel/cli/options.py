@@ -14,7 +14,9 @@ Width = Annotated[int | None, typer.Option("--width", min=1, help="Pixels.")]
 NumFrames = Annotated[int | None, typer.Option("--num-frames", min=1, help="Frames of a video.")]
 Guidance = Annotated[float | None, typer.Option("--guidance", help="Strength of classifier-free guidance.")]
 NegativePrompt = Annotated[str | None, typer.Option("--negative-prompt", help="What should not appear.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Start noise: the same on every device.")]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, max=2**63 - 1, help="Start noise: the same on every device.")
+]
 Dtype = Annotated[
     str, typer.Option("--dtype", help="float32, bfloat16, float16, or auto: the model's own, else by device.")
 ]

@@ -1,6 +1,7 @@
 """What a person sees: error panels instead of tracebacks, progress with the time left, tables."""
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Annotated, Any
@@ -8,8 +9,15 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
-from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from typer.core import TyperGroup
 
 from dit_accel.errors import BadUsage, DitAccelError
@@ -25,7 +33,10 @@ def _remember_debug(context: typer.Context, debug: bool) -> bool:
 
 
 Debug = Annotated[
-    bool, typer.Option("--debug", callback=_remember_debug, help="Show the traceback of an error.", show_default=False)
+    bool,
+    typer.Option(
+        "--debug", callback=_remember_debug, help="Show the traceback of an error.", show_default=False
+    ),
 ]
 
 
@@ -35,7 +46,9 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a command; turn an exception into a panel unless --debug asks for the traceback."""
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
         except (typer.Exit, typer.Abort):
             raise
         except Exception as error:
@@ -59,9 +72,20 @@ def show_error(error: Exception) -> None:
     errors.print(Panel(text, title=title, title_align="left", border_style="red"), markup=False)
 
 
+def say(text: str) -> None:
+    """A line of the result, as it is."""
+    screen.print(text, markup=False, highlight=False)
+
+
 def warn(text: str) -> None:
     """A line on stderr."""
     errors.print(f"[yellow]warning:[/] {_plain(text)}", soft_wrap=True)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    """Python warnings that are meant for users, without the line of code that raised them."""
+    if issubclass(category, UserWarning):
+        warn(str(message).removeprefix("dit_accel: "))
 
 
 def _plain(text: str) -> str:
@@ -107,8 +131,7 @@ class Bars:
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
             console=errors,
             refresh_per_second=4,
         )
@@ -119,7 +142,10 @@ class Bars:
         self.progress.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:  # the last generation's end is nobody's beginning
+            for task in self.progress.tasks:
+                self.progress.update(task.id, completed=task.total)
         self.progress.stop()
 
     def generation(self, done: int, total: int, what: str) -> None:
@@ -136,8 +162,3 @@ class Bars:
         if self.steps is None:
             self.steps = self.progress.add_task("steps", total=total)
         self.progress.update(self.steps, completed=done, total=total)
-
-    def finished(self) -> None:
-        """All generations are done."""
-        for task in self.progress.tasks:
-            self.progress.update(task.id, completed=task.total)

@@ -42,9 +42,11 @@ def peak_memory() -> Iterator[Peak]:
 
 
 def _start_resident_peak() -> int | None:
-    """Bytes resident now, with the kernel's high-water mark reset to them; None where there is no such mark."""
+    """Bytes resident now, the kernel's high-water mark reset to them; None where there is no such mark."""
     try:
-        with contextlib.suppress(AttributeError):  # freed arenas of an earlier run would hide this run's growth
+        with contextlib.suppress(
+            AttributeError
+        ):  # freed arenas of an earlier run would hide this run's growth
             ctypes.CDLL(None).malloc_trim(0)
         CLEAR.write_text("5")
         return _status("VmRSS")
