@@ -59,7 +59,15 @@ class Recipe:
     def neutral(cls) -> "Recipe":
         """Everything installed, everything `full` or `compute`: bit-equal to the plain pipeline."""
         choices = {"F": Choice("F", "full"), "C": Choice("C", "compute")}
-        return cls(name="neutral", source="neutral", choices=choices, places=Places("neutral"))
+        return cls(
+            name="neutral",
+            source="neutral",
+            made_for=MadeFor(steps=1),
+            choices=choices,
+            attention={"both": {"*": ("F",)}},
+            timeline={"both": {"*": "C"}},
+            places=Places("neutral"),
+        )
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], name: str = "recipe", source: str = "<dict>") -> "Recipe":

@@ -1,7 +1,7 @@
 """What dit_accel knows of one model family: a record of names and two small functions, no code of a model."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Grid = tuple[int, int, int]  # visual tokens: frames, rows, columns
@@ -38,12 +38,13 @@ class Family:
     guidance_argument: str  # the guidance strength in the pipeline's `__call__`
     fps: int  # as diffusers' own examples export the family; 1 for images
     references: Callable[[Config, Inputs], int] = no_references  # visual tokens after the target's
+    sublayer_tokens: Mapping[str, str] = field(default_factory=dict)  # "text" or "all" where not "visual"
     denoisers: tuple[str, ...] = ("transformer",)  # pipeline attributes that may hold such a denoiser
 
     def __post_init__(self) -> None:
         if sorted(self.returns) != sorted(self.streams):
             raise ValueError(
-                f"family {self.name}: returns {self.returns} must name each of the streams {self.streams} once"
+                f"family {self.name}: returns {self.returns} must name each of the streams {self.streams}"
             )
         stray = set(self.self_attention + self.cross_attention) - set(self.sublayers)
         if stray:

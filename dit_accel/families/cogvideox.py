@@ -24,6 +24,7 @@ COGVIDEOX = Family(
     self_attention=("attn1",),
     cross_attention=(),
     sublayers=("attn1", "ff"),
+    sublayer_tokens={"attn1": "all", "ff": "all"},
     streams=("hidden_states", "encoder_hidden_states"),
     returns=("hidden_states", "encoder_hidden_states"),
     token_order="text,visual",
