@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import pkgutil
 import shutil
 import sysconfig
 from collections.abc import Iterator
@@ -121,9 +122,15 @@ def _ffmpeg() -> Finding:
 
 def _kernels() -> Iterator[Finding]:
     """Every op with its backends, and why a backend cannot be used here."""
-    from dit_accel_kernels.dispatch import backends
+    import dit_accel_kernels
+    from dit_accel_kernels.dispatch import backends, why_not
 
-    for op, name, why in backends():
+    ops = [each.name for each in pkgutil.iter_modules(dit_accel_kernels.__path__) if each.ispkg]
+    for op, name in [(each, name) for each in ops for name in backends(each)]:
+        try:
+            why = why_not(op, name)
+        except (TypeError, KeyError):  # it looks at the tensors first: nothing else speaks against it
+            why = None
         yield Finding("Kernels", f"{op}, {name}", why is None or None, why or "usable")
 
 

@@ -35,7 +35,7 @@ class Sample:
 
 
 def call_arguments(model: Model, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The pipeline's call arguments: what was asked, else the folder's generation.json, else its own defaults."""
+    """The pipeline's call arguments: what was asked, over the folder's generation.json."""
     accepts = inspect.signature(model.pipe.__call__).parameters
     guidance = model.family.guidance_argument if model.family else "guidance_scale"
     names = OPTIONS | {"guidance": guidance}

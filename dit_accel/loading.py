@@ -44,6 +44,11 @@ class Model:
         return self.family.output if self.family else None
 
     @property
+    def draws_scenes(self) -> bool:
+        """Whether it was trained on `dit_accel.scenes`, so that prompts must be captions of that language."""
+        return self.defaults.get("captions", "scenes" if self.toy else None) == "scenes"
+
+    @property
     def fps(self) -> int:
         """Frames per second for saving."""
         return int(self.defaults.get("fps") or (self.family.fps if self.family else 16))

@@ -23,7 +23,7 @@ def jobs(model: Model, file: Path | None, count: int | None, seed: int) -> list[
     """Prompts of a file, else the model's own held-out captions, else general ones; seeds count up."""
     if file is not None:
         prompts = read_prompts(file)[:count]
-    elif model.defaults.get("captions") == "scenes":
+    elif model.draws_scenes:
         prompts = held_out_captions(count or DEFAULT_COUNT, seed, moving=model.output == "video")
     else:
         wanted = count or DEFAULT_COUNT

@@ -17,9 +17,10 @@ def choose_recipe(asked: str | None, model: str, required: bool = False) -> Reci
     own = recipes_of(model)
     missing = asked == "none" or (asked is None and "balanced" not in own)
     if missing and required:
+        found = "--recipe is none" if asked else "none was given and no balanced one is shipped for it"
         raise BadUsage(
-            f"asked to use a recipe on {model}; "
-            f"{'--recipe is none' if asked else 'none was given and no balanced one is shipped for it'}. Give --recipe NAME or FILE; `dit-accel recipes list` has the names."
+            f"asked to use a recipe on {model}; {found}. "
+            "Give --recipe NAME or FILE; `dit-accel recipes list` has the names."
         )
     if missing:
         if asked is None:
@@ -70,7 +71,7 @@ def read_image(path: Path | None) -> Any:
 
 def check_prompt(model: "Model", prompt: str) -> None:
     """A toy knows few words: say when a prompt has others."""
-    if model.defaults.get("captions") != "scenes":
+    if not model.draws_scenes:
         return
     from dit_accel.scenes import parse
 
