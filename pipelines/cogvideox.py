@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--out", default="cogvideox.mp4")
     given = parser.parse_args()
 
+    recipe = dit_accel.Recipe.load(given.recipe)
     # the 2B checkpoint was trained in float16, the 5B in bfloat16
     dtype = (
         torch.float32 if given.device == "cpu" else torch.float16 if "2b" in given.model else torch.bfloat16
@@ -35,7 +36,7 @@ def main() -> None:
     pipe = CogVideoXPipeline.from_pretrained(given.model, dtype=dtype).to(given.device)
     pipe.vae.enable_tiling()
 
-    handle = dit_accel.accelerate(pipe, given.recipe)
+    handle = dit_accel.accelerate(pipe, recipe)
     frames = pipe(
         prompt=given.prompt,
         height=given.height,

@@ -27,10 +27,11 @@ def main() -> None:
     parser.add_argument("--out", default="qwen_image.png")
     given = parser.parse_args()
 
+    recipe = dit_accel.Recipe.load(given.recipe)
     dtype = torch.float32 if given.device == "cpu" else torch.bfloat16
     pipe = QwenImagePipeline.from_pretrained(given.model, dtype=dtype).to(given.device)
 
-    handle = dit_accel.accelerate(pipe, given.recipe)
+    handle = dit_accel.accelerate(pipe, recipe)
     image = pipe(
         prompt=given.prompt,
         negative_prompt=given.negative_prompt,

@@ -30,11 +30,12 @@ def main() -> None:
     parser.add_argument("--out", default="wan.mp4")
     given = parser.parse_args()
 
+    recipe = dit_accel.Recipe.load(given.recipe)
     dtype = torch.float32 if given.device == "cpu" else torch.bfloat16
     vae = AutoencoderKLWan.from_pretrained(given.model, subfolder="vae", dtype=torch.float32)
     pipe = WanPipeline.from_pretrained(given.model, vae=vae, dtype=dtype).to(given.device)
 
-    handle = dit_accel.accelerate(pipe, given.recipe)
+    handle = dit_accel.accelerate(pipe, recipe)
     frames = pipe(
         prompt=given.prompt,
         negative_prompt=given.negative_prompt,
