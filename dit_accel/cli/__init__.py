@@ -6,9 +6,11 @@ commands, so that `--help` is instant. Exit codes: 0 done, 1 failed, 2 cannot be
 
 import typer
 
+from dit_accel.cli.compare import EXAMPLES as COMPARE_EXAMPLES
 from dit_accel.cli.compare import compare
 from dit_accel.cli.demo import demo
 from dit_accel.cli.doctor import doctor
+from dit_accel.cli.generate import EXAMPLES as GENERATE_EXAMPLES
 from dit_accel.cli.generate import generate
 from dit_accel.cli.recipes import recipes
 from dit_accel.cli.screen import Commands, Debug
@@ -24,8 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(generate)
-app.command()(compare)
+app.command(epilog=GENERATE_EXAMPLES)(generate)
+app.command(epilog=COMPARE_EXAMPLES)(compare)
 app.add_typer(recipes, name="recipes")
 app.command()(doctor)
 app.command()(demo)

@@ -5,7 +5,12 @@ import sys
 
 import pytest
 
-GOOD = 'schema = 1\n[choices]\nw = { method = "window", radius = [1, 1, 1] }\n[attention.both]\n"blocks.*.attn1" = ["w"]\n'
+GOOD = """schema = 1
+[choices]
+w = { method = "window", radius = [1, 1, 1] }
+[attention.both]
+"blocks.*.attn1" = ["w"]
+"""
 
 
 def test_list_names_every_recipe(command):
