@@ -32,6 +32,10 @@ class NothingDone(DitAccelError):
     """Raised under `strict=True` when a recipe that should change work changed none."""
 
 
+class DenseFallback(DitAccelError):
+    """Raised under `strict=True` where a site would have fallen back to the model's own computation."""
+
+
 class ToyError(DitAccelError):
     """A caption outside the toys' vocabulary, or a toy folder that is not what it should be."""
 

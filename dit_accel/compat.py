@@ -1,0 +1,104 @@
+"""Every private name of diffusers and torch we touch, in one place; tests/test_compat.py has a canary for each."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.hooks.hooks import BaseState, StateManager
+from diffusers.models import attention_dispatch
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+ATTENTION_MODULES = (Attention, AttentionModuleMixin)
+REGISTRY_ATTRIBUTE = "_diffusers_hook"
+RESET_ATTRIBUTE = "_reset_stateful_cache"
+
+
+class _Nothing(BaseState):
+    def reset(self) -> None:
+        """A state manager wants a state class; ours only receives the context."""
+
+
+def context_receiver() -> StateManager:
+    """An attribute that `model.cache_context(...)` will write its context to."""
+    return StateManager(_Nothing)
+
+
+def current_context(receiver: StateManager) -> tuple[str, int | None] | None:
+    """(branch name, step index or None) of the cache context in force, None outside any."""
+    context = receiver._context
+    return None if context is None else (context.name, getattr(context, "step_index", None))
+
+
+def dispatch_attention(*args: Any, **kwargs: Any) -> Tensor:
+    """diffusers' own attention dispatcher, looked up at call time so that its backends can be switched."""
+    return attention_dispatch.dispatch_attention_fn(*args, **kwargs)
+
+
+def ulysses_rank(parallel_config: Any) -> int | None:
+    """This process's rank among the head shards, or None where heads are not sharded (ring, none)."""
+    context = parallel_config.context_parallel_config
+    if context is None or context.ring_degree > 1 or context.ulysses_degree <= 1:
+        return None
+    return context._ulysses_local_rank
+
+
+def attention_over_shards(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, config: Any,
+    attend: Callable[..., Tensor],
+) -> Tensor:  # fmt: skip
+    """Run `attend(q, k, v, mask)` on the full sequence with this rank's heads (Ulysses)."""
+
+    def forward_op(_: Any, q: Tensor, k: Tensor, v: Tensor, shard_mask: Tensor | None, *__: Any, **___: Any):
+        return attend(q, k, v, shard_mask)
+
+    return attention_dispatch._templated_context_parallel_attention(
+        query, key, value, mask, 0.0, False, scale, False, False,
+        forward_op=forward_op, backward_op=None, _parallel_config=config,
+    )  # fmt: skip
+
+
+def backend_name(processor: Any) -> str:
+    """The attention backend set on a processor, "" for the default."""
+    backend = getattr(processor, "_attention_backend", None)
+    return "" if backend is None else str(getattr(backend, "value", backend))
+
+
+def compiled_call(module: nn.Module) -> Callable[..., Any] | None:
+    """The compiled call that `module.compile()` left, or None."""
+    return getattr(module, "_compiled_call_impl", None)
+
+
+def set_compiled_call(module: nn.Module, call: Callable[..., Any] | None) -> None:
+    """Put a compiled call on a module, or take it away."""
+    module._compiled_call_impl = call  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def unwrap_compiled(module: nn.Module) -> nn.Module:
+    """The module under `torch.compile(module)`."""
+    return getattr(module, "_orig_mod", module)
+
+
+def noise_levels(scheduler: Any, timesteps: Tensor) -> tuple[float, ...]:
+    """The noise level in [0, 1] of each timestep: the share of noise in signal plus noise.
+
+    Flow matching: sigma = t / num_train_timesteps. Variance preserving: sqrt(1-a) / (sqrt(1-a) + sqrt(a)) with a
+    the cumulative alpha, which is the sigma of the flow-matching path at equal signal-to-noise ratio.
+    """
+    train = scheduler.config.get("num_train_timesteps", 1000)
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    flow = alphas is None or scheduler.config.get("prediction_type") == "flow_prediction"
+    values = timesteps.detach().float().cpu()
+    if flow:
+        return tuple(float(x) for x in (values / train).clamp(0, 1))
+    alpha = alphas.float().cpu()[values.round().long().clamp(0, len(alphas) - 1)]
+    noise, signal = (1 - alpha).sqrt(), alpha.sqrt()
+    return tuple(float(x) for x in noise / (noise + signal))
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions that decide whether the private names above still exist."""
+    import diffusers
+
+    return {"torch": torch.__version__, "diffusers": diffusers.__version__}

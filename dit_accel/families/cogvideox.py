@@ -1,0 +1,39 @@
+"""CogVideoX 2b, 5b, 5b image to video, and 1.5 (patches of two latent frames).
+
+Class: CogVideoXTransformer3DModel; `transformer_blocks` of CogVideoXBlock, which returns (visual, text).
+    `ff` runs once over [text, visual]; `attn1` returns (visual, text).
+Guidance: one batch, [uncond, cond].
+Positions: 5b and 1.5 rotate by `image_rotary_emb`, which the pipeline makes once before its loop; 2b adds a
+    sin-cos table in `patch_embed` and passes None.
+Checked with diffusers 0.42.1.
+"""
+
+from dit_accel.families.base import Config, Family, Grid, Inputs
+
+
+def grid(config: Config, inputs: Inputs) -> Grid:
+    """Patches of the latent video [B, F, C, Y, X]."""
+    _, frames, _, rows, columns = inputs["hidden_states"].shape
+    return frames // (config.patch_size_t or 1), rows // config.patch_size, columns // config.patch_size
+
+
+COGVIDEOX = Family(
+    name="cogvideox",
+    transformers=("CogVideoXTransformer3DModel",),
+    blocks=("transformer_blocks",),
+    self_attention=("attn1",),
+    cross_attention=(),
+    sublayers=("attn1", "ff"),
+    sublayer_tokens={"attn1": "all", "ff": "all"},
+    streams=("hidden_states", "encoder_hidden_states"),
+    returns=("hidden_states", "encoder_hidden_states"),
+    token_order="text,visual",
+    guidance="batched",
+    grid=grid,
+    unbatched=("image_rotary_emb",),
+    positions="image_rotary_emb",
+    frame_axis=1,
+    output="video",
+    guidance_argument="guidance_scale",
+    fps=8,
+)

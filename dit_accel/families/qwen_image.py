@@ -1,0 +1,57 @@
+"""Qwen-Image: text to image, Edit and Edit-Plus (reference images), Layered.
+
+Class: QwenImageTransformer2DModel; `transformer_blocks` of QwenImageTransformerBlock, which takes (visual, text)
+    and returns (text, visual). `attn` returns (visual, text); each stream has an MLP of its own.
+Guidance: two forwards per step, cond first, only with `true_cfg_scale` > 1 and a negative prompt. The two
+    branches have text of different lengths. A padded prompt brings a mask over the joint sequence.
+References: `img_shapes` lists the target and then the reference images, and the visual tokens follow it.
+    Layered models (`use_layer3d_rope`) list every layer, all of one size, and then one reference.
+Edit 2511 (`zero_cond_t`): references are modulated as at time 0, so the block argument `temb` has 2 B rows.
+Checked with diffusers 0.42.1.
+"""
+
+from math import prod
+
+from dit_accel.families.base import Config, Family, Grid, Inputs
+
+
+def images(inputs: Inputs) -> list[Grid]:
+    """Shapes of the first sample's images: samples of one batch share them, as `pos_embed` demands."""
+    first = inputs["img_shapes"][0]
+    return [first] if isinstance(first[0], int) else list(first)
+
+
+def grid(config: Config, inputs: Inputs) -> Grid:
+    """The target; a layered target's layers count as frames."""
+    shapes = images(inputs)
+    frames, rows, columns = shapes[0]
+    layers = len(shapes) - 1 if config.use_layer3d_rope else 1
+    return layers * frames, rows, columns
+
+
+def references(config: Config, inputs: Inputs) -> int:
+    """Tokens of the images that follow the target."""
+    return sum(map(prod, images(inputs))) - prod(grid(config, inputs))
+
+
+QWEN_IMAGE = Family(
+    name="qwen_image",
+    transformers=("QwenImageTransformer2DModel",),
+    blocks=("transformer_blocks",),
+    self_attention=("attn",),
+    cross_attention=(),
+    sublayers=("attn", "img_mlp", "txt_mlp"),
+    sublayer_tokens={"attn": "all", "txt_mlp": "text"},
+    streams=("hidden_states", "encoder_hidden_states"),
+    returns=("encoder_hidden_states", "hidden_states"),
+    token_order="text,visual",
+    guidance="sequential",
+    grid=grid,
+    references=references,
+    unbatched=("image_rotary_emb",),
+    positions="pos_embed",
+    frame_axis=None,
+    output="image",
+    guidance_argument="true_cfg_scale",
+    fps=1,
+)

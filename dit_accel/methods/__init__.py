@@ -1,0 +1,1 @@
+"""Approximations: frozen dataclasses whose fields are the parameters a recipe may give."""

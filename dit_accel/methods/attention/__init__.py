@@ -1,0 +1,1 @@
+"""Methods that replace one attention call, head by head."""

@@ -1,0 +1,1 @@
+"""Methods that replace a computation by a stored output: across steps or across branches."""

@@ -1,0 +1,208 @@
+"""A recipe resolved against one pipeline and one schedule: (site, step, branch) -> what to do and what to keep.
+
+Immutable. `check` compares a recipe with a pipeline before anything is touched; `resolve` is called when a
+run starts and its noise levels are known. The legality rules (what may follow what) live in `timeline.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dit_accel.errors import RecipeError
+from dit_accel.recipe import Recipe
+from dit_accel.sites import EVERYTHING, Denoiser, Span, match_attention, match_span, unmatched
+from dit_accel.timeline import ALONE, BRANCHES, FEW_STEPS, Entry, Track, lay
+
+Key = tuple[str, str]  # (component, site)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every site does at every step of one schedule."""
+
+    attention: Mapping[Key, Track]
+    timeline: Mapping[Key, Track]
+    spans: Mapping[Key, Span]
+    levels: tuple[float, ...]
+    legend: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    @property
+    def approximates(self) -> bool:
+        """Whether any entry is something else than the model's own computation."""
+        return any(track.approximates for track in (*self.attention.values(), *self.timeline.values()))
+
+    def entry(self, seam: str, key: Key, step: int, branch: str) -> Entry | None:
+        """What the site does, or None where the recipe says nothing about it."""
+        track = (self.attention if seam == "attention" else self.timeline).get(key)
+        return None if track is None else track.entry(step, branch)
+
+    def explain(self) -> str:
+        """The plan as text: one line per site and branch, one column per step."""
+        lines = [f"{len(self.levels)} steps, noise level {self.levels[0]:.3f} to {self.levels[-1]:.3f}"]
+        for (component, site), track in (*self.timeline.items(), *self.attention.items()):
+            for branch in track.branches:
+                steps = " ".join(entry.letters for entry in track.entries[branch])
+                lines.append(f"{component}.{site:<24} {branch:<7} {steps}")
+        lines.append("  ".join(f"{letter} {name}" for letter, name in self.legend.items()))
+        return "\n".join([*lines, *self.notes])
+
+
+def check(recipe: Recipe, denoisers: tuple[Denoiser, ...]) -> None:
+    """Raise RecipeError unless every pattern, letter and head count fits the pipeline; builds nothing."""
+    steps = recipe.made_for.steps or 1
+    levels = tuple(1 - step / steps for step in range(steps))
+    _read(_Reader(recipe, denoisers, levels, few=False, runs={}))
+
+
+def resolve(
+    recipe: Recipe,
+    denoisers: tuple[Denoiser, ...],
+    levels: tuple[float, ...],
+    runs: Mapping[str, frozenset[int]] | None = None,
+) -> Plan:
+    """The plan of a run whose steps have these noise levels (1 pure noise, 0 clean).
+
+    `runs` names the steps each denoiser runs where they take turns; without it all run all steps.
+    """
+    return _read(_Reader(recipe, denoisers, levels, len(levels) <= FEW_STEPS, runs or {}))
+
+
+def _read(reader: "_Reader") -> Plan:
+    attention = reader.read("attention", reader.attention_letters)
+    timeline = reader.read("timeline", reader.timeline_letters)
+    return Plan(attention, timeline, reader.spans, reader.levels, reader.legend(), tuple(reader.notes(attention, timeline)))
+
+
+class _Reader:
+    """Turns the two tables of a recipe into tracks."""
+
+    def __init__(
+        self, recipe: Recipe, denoisers: tuple[Denoiser, ...], levels: tuple[float, ...], few: bool,
+        runs: Mapping[str, frozenset[int]],
+    ):  # fmt: skip
+        self.recipe, self.denoisers, self.levels, self.few, self.runs = recipe, denoisers, levels, few, runs
+        if ALONE in recipe.choices:
+            raise RecipeError(
+                f'{recipe.where("choices", ALONE)}: the letter "{ALONE}" stands for what a recipe leaves to the '
+                f"model and cannot be declared. Choose another letter."
+            )
+        self.methods: dict[str, Any] = {letter: recipe.method(letter) for letter in recipe.choices}
+        self.spans: dict[Key, Span] = {}
+        self.made_steps = recipe.made_for.steps
+        self.mapped = self.made_steps not in (None, len(levels))
+
+    def read(self, seam: str, letters_of: Any) -> dict[Key, Track]:
+        """Tracks of one table; a later pattern wins, a branch's own table wins over `both`."""
+        found: dict[Key, dict[str, tuple[str, tuple[str, ...]]]] = {}
+        table = getattr(self.recipe, seam)
+        for branch in ("both", *BRANCHES):
+            for pattern, value in table.get(branch, {}).items():
+                where = self.recipe.where(seam, branch, pattern)
+                sites = self._sites(seam, branch, pattern, where)
+                for key, heads in sites.items():
+                    letters = letters_of(value, heads, seam, where)
+                    for one in BRANCHES if branch == "both" else (branch,):
+                        found.setdefault(key, {})[one] = (where, letters)
+        self._refuse_overlap(seam, found)
+        return {key: self._track(seam, key, rows) for key, rows in found.items()}
+
+    def _sites(self, seam: str, branch: str, pattern: str, where: str) -> dict[Key, int]:
+        sites: dict[Key, int] = {}
+        for one in self.denoisers:
+            span = match_span(pattern, one) if seam == "timeline" else None
+            if span is not None:
+                sites[one.component, span.site] = 1
+                self.spans[one.component, span.site] = span
+            inside = [] if seam == "timeline" and pattern == EVERYTHING else match_attention(pattern, one)
+            for site in inside:
+                sites[one.component, site] = one.attention[site] if seam == "attention" else 1
+        if not sites:
+            raise unmatched(pattern, self.denoisers, where, f"{seam}.{branch}")
+        return sites
+
+    def attention_letters(self, strings: Any, heads: int, seam: str, where: str) -> tuple[str, ...]:
+        """One string of letters per step, one letter per head, chosen by the step's noise level."""
+        for text in strings:
+            self._letters_fit(text, seam, where)
+            if len(text) not in (1, heads):
+                raise RecipeError(
+                    f'{where}: "{text}" has {len(text)} letters, the site has {heads} heads. '
+                    f"Write one letter per head, or one letter for all."
+                )
+        full = tuple(text * heads if len(text) == 1 else text for text in strings)
+        return tuple(full[_interval(level, self.recipe.edges)] for level in self.levels)
+
+    def timeline_letters(self, text: Any, heads: int, seam: str, where: str) -> tuple[str, ...]:
+        """One letter per step; another step count takes the letter at the same relative position."""
+        self._letters_fit(text, seam, where)
+        made, now = len(text), len(self.levels)
+        return tuple(text[min(made - 1, int((step + 0.5) * made / now))] for step in range(now))
+
+    def _letters_fit(self, text: str, seam: str, where: str) -> None:
+        for letter in text:
+            if seam not in self.methods[letter].seams:
+                raise RecipeError(
+                    f'{where}: "{letter}" is {self.recipe.choices[letter].method}, which works in '
+                    f"[{'] and ['.join(sorted(self.methods[letter].seams))}], not in [{seam}]."
+                )
+
+    def _track(self, seam: str, key: Key, rows: dict[str, tuple[str, tuple[str, ...]]]) -> Track:
+        blank = tuple(ALONE * len(text) for text in next(iter(rows.values()))[1])
+        letters = {branch: rows[branch][1] if branch in rows else blank for branch in BRANCHES}
+        where = next(iter(rows.values()))[0]
+        if seam == "attention":
+            self._needs_grid(key, letters, where)
+        steps = self.runs.get(key[0])
+        explicit = seam == "timeline" and not self.mapped and not self.few and steps is None
+        return lay(letters, self._method, strict=where if explicit else None, few=self.few, steps=steps)
+
+    def _method(self, letter: str) -> Any:
+        return self.methods.get(letter)
+
+    def _needs_grid(self, key: Key, letters: Mapping[str, tuple[str, ...]], where: str) -> None:
+        component, site = key
+        one = next(d for d in self.denoisers if d.component == component)
+        used = {letter for texts in letters.values() for text in texts for letter in text}
+        bad = [x for x in sorted(used) if x in self.methods and self.methods[x].needs_grid]
+        if bad and site not in one.self_attention:
+            raise RecipeError(
+                f'{where}: "{bad[0]}" ({self.recipe.choices[bad[0]].method}) needs a token grid on both sides, but '
+                f"{site} is cross-attention. Use it on self-attention sites: {', '.join([*one.self_attention][:3])}."
+            )
+
+    def _refuse_overlap(self, seam: str, found: Mapping[Key, Any]) -> None:
+        owner: dict[tuple[str, str], str] = {}
+        for component, site in found:
+            span = self.spans.get((component, site)) if seam == "timeline" else None
+            for block in span.blocks if span else ():
+                other = owner.setdefault((component, block), site)
+                if other != site:
+                    where = next(iter(found[component, site].values()))[0]
+                    raise RecipeError(
+                        f'{where}: spans "{other}" and "{site}" both hold {block}. Make them disjoint.'
+                    )
+
+    def legend(self) -> dict[str, str]:
+        """Letters with the methods behind them."""
+        return {ALONE: "the model's own", **{letter: str(method) for letter, method in self.methods.items()}}
+
+    def notes(self, *tables: Mapping[Key, Track]) -> list[str]:
+        """What the user should know of how this recipe was fitted to this run."""
+        notes = []
+        if self.mapped and self.recipe.timeline and not self.recipe.is_neutral():
+            notes.append(f"the recipe was made for {self.made_steps} steps and is mapped to {len(self.levels)}")
+        if self.few and not self.recipe.is_neutral():
+            notes.append(
+                f"{len(self.levels)} steps are too few for reuse and sharing (limit {FEW_STEPS}): those sites compute"
+            )
+        changed = sum(track.upgraded for table in tables for track in table.values())
+        if changed and (self.mapped or self.runs):
+            notes.append(f"{changed} reuse or share entries became compute to stay within their max_age")
+        return notes
+
+
+def _interval(level: float, edges: tuple[float, ...]) -> int:
+    """The index of the noise interval that holds `level`; edges fall from 1 to 0."""
+    inside = sum(1 for edge in edges[1:-1] if level <= edge)
+    return min(inside, len(edges) - 2)

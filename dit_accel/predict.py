@@ -1,0 +1,100 @@
+"""How many bytes a run will keep, known from shapes before it keeps any, and the bound a recipe sets."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from dit_accel.plan import Key, Plan
+from dit_accel.session import Forward, Session
+from dit_accel.spans import uses_current_gates
+from dit_accel.timeline import OUT, Track
+
+
+def check_memory(session: Session, module: nn.Module, inputs: Mapping[str, Any]) -> None:
+    """Predict at the first forward of each denoiser and branch of a run; over the bound the run goes dense."""
+    at = session.at
+    if not session.active or at is None or session.plan is None or (at.component, at.branch) in session.predicted:
+        return
+    session.predicted[at.component, at.branch] = _Predictor(session.plan, at, session, module, inputs).bytes()
+    needed = sum(session.predicted.values())
+    if session.recipe.memory_gb is not None and needed > session.recipe.memory_gb * 2**30:
+        session.forbid_memory(needed)
+
+
+class _Predictor:
+    """The bytes one denoiser keeps on one branch."""
+
+    def __init__(self, plan: Plan, at: Forward, session: Session, module: nn.Module, inputs: Mapping[str, Any]):
+        self.plan, self.at, self.module = plan, at, module
+        self.family = session.families[at.component]
+        self.denoiser = session.denoisers[at.component]
+        text = inputs.get("encoder_hidden_states")
+        self.text = text.shape[1] if at.joint and isinstance(text, Tensor) else 0
+        self.item = next(p for p in module.parameters() if p.is_floating_point()).element_size()
+        hidden = inputs["hidden_states"]
+        self.item = max(self.item, hidden.element_size()) if isinstance(hidden, Tensor) else self.item
+
+    def bytes(self) -> int:
+        heads = sum(self._heads(key, track) for key, track in self._own(self.plan.attention))
+        units = sum(self._unit(key, track) for key, track in self._own(self.plan.timeline))
+        return (heads + units) * self.item
+
+    def _own(self, tracks: Mapping[Key, Track]) -> list[tuple[Key, Track]]:
+        return [(key, track) for key, track in tracks.items() if key[0] == self.at.component]
+
+    def _slots(self, track: Track) -> list[tuple[str, tuple[int, ...], int]]:
+        """(name, heads, samples) of what is stored while this branch runs."""
+        if self.at.branch == "both" and not track.together:
+            return [(name, heads, self.at.batch // 2) for (_, name), heads in track.slots.items()]
+        owner = "cond" if self.at.branch == "both" else self.at.branch
+        return [(name, heads, self.at.batch) for (b, name), heads in track.slots.items() if b == owner]
+
+    def _heads(self, key: Key, track: Track) -> int:
+        width = self._channels(key[1]) // self.denoiser.attention[key[1]]
+        joint = key[1] in self.denoiser.self_attention
+        total = 0
+        for name, heads, samples in self._slots(track):
+            rows = self.at.visual + (self.text if joint and name == OUT else 0)
+            total += samples * rows * len(heads) * width
+        return total
+
+    def _unit(self, key: Key, track: Track) -> int:
+        span = self.plan.spans.get(key)
+        total = 0
+        for name, _, samples in self._slots(track):
+            if span is not None and name == OUT and uses_current_gates(track, self.at.branch):
+                total += samples * sum(self._recorded(block) for block in span.blocks)
+            elif span is not None:
+                total += samples * self._streams() * self._channels(span.blocks[0])
+            else:
+                text = self.text if key[1] in self.denoiser.self_attention else 0
+                total += samples * (self.at.visual + text) * self._channels(key[1])
+        return total
+
+    def _streams(self) -> int:
+        return self.at.visual + (self.text if len(self.family.streams) > 1 else 0)
+
+    def _recorded(self, block: str) -> int:
+        """Elements per sample of all sublayer outputs of a block."""
+        present = [name for name in self.family.sublayers if _has(self.module, f"{block}.{name}")]
+        rows = sum(self._sublayer_rows(name) for name in present)
+        return rows * self._channels(block)
+
+    def _sublayer_rows(self, name: str) -> int:
+        tokens = self.family.sublayer_tokens.get(name, "visual")
+        return {"visual": self.at.visual, "text": self.text, "all": self.at.visual + self.text}[tokens]
+
+    def _channels(self, path: str) -> int:
+        """Model width: what every output projection of the block writes."""
+        block = path if path.count(".") == 1 else path.rsplit(".", 1)[0]
+        attention = self.module.get_submodule(f"{block}.{self.family.self_attention[0]}")
+        return int(math.prod(attention.to_out[0].weight.shape[:1]))  # pyright: ignore
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    try:
+        return isinstance(module.get_submodule(path), nn.Module)
+    except AttributeError:
+        return False

@@ -1,0 +1,144 @@
+"""A span of blocks at run time: each block either runs, replays its stored sublayers, or lets its streams pass
+until the last block adds the span's residual. Holds no module; `install.py` calls it from block hooks."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dit_accel import units
+from dit_accel.plan import Key
+from dit_accel.session import Session
+from dit_accel.timeline import DIFFERENCE, OUT, SHARED, Track
+
+Streams = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """One call of one block, its residual streams apart from its other arguments."""
+
+    streams: Streams  # in the order of the family's `streams`
+    run: Callable[[Streams], Streams]
+    record: Callable[[Streams], tuple[Streams, dict[str, Streams]]]  # also each sublayer's outputs
+    replay: Callable[[Streams, Mapping[str, Streams]], Streams]  # the block's own code around stored outputs
+
+
+@dataclass(frozen=True)
+class Member:
+    """A block's place in its span."""
+
+    key: Key  # (component, span site)
+    block: str
+    first: bool
+    last: bool
+
+
+def visit(session: Session, member: Member, call: Callable[[int | None], BlockCall]) -> Streams:
+    """Answer for one block. `call(half)` gives the whole call (None) or the uncond (0) or cond (1) half."""
+    track = session.track("timeline", member.key)
+    at = session.at
+    if track is None or at is None:
+        whole = call(None)
+        return whole.run(whole.streams)
+    if at.branch != "both" or track.together:
+        return _branch(session, member, track, at.branch, call(None))
+    cond = _branch(session, member, track, "cond", call(1))  # first: uncond may read what it stores
+    uncond = _branch(session, member, track, "uncond", call(0))
+    return tuple(torch.cat([u, c]) for u, c in zip(uncond, cond, strict=True))
+
+
+@dataclass
+class _State:
+    """One span during one forward on one branch."""
+
+    answer: str  # "compute", "replay" (the blocks' own code around stored sublayers) or "add" (a residual)
+    inputs: Streams
+    residual: Streams  # what is added; () if it can only be derived at the last block
+    method: Any
+    planned: bool  # whether running was the plan
+    current: bool  # sublayer outputs are recorded, to be replayed with a later step's gates
+
+
+def _branch(session: Session, member: Member, track: Track, branch: str, call: BlockCall) -> Streams:
+    slot = ("span", member.key, branch)
+    if member.first:
+        session.scratch[slot] = _open(session, member, track, branch, call.streams)
+    state: _State = session.scratch[slot]
+    if state.answer == "replay":
+        return call.replay(call.streams, _stored(session, member, branch))
+    if state.answer == "compute":
+        out = _run(session, member, track, branch, call, state)
+        if member.last:
+            residual = tuple(after - before for after, before in zip(out, state.inputs, strict=True))
+            _keep_residual(session, member, track, branch, residual, state)
+        return out
+    if not member.last:
+        return call.streams
+    residual = state.residual or units.derive(session, member.key, branch, state.method)
+    return tuple(x + r for x, r in zip(call.streams, residual, strict=True))
+
+
+def _open(session: Session, member: Member, track: Track, branch: str, streams: Streams) -> _State:
+    """Decide at the span's first block."""
+    cond = session.scratch.get(("span", member.key, "cond"))
+    pending = branch == "uncond" and cond is not None and cond.answer == "compute"
+    entry, value = units.decide(session, member.key, track, branch, cond_pending=pending)
+    current = uses_current_gates(track, branch)
+    method = entry.groups[0][0]
+    if value is None:
+        return _State("compute", streams, (), method, entry.computes, current)
+    answer = "replay" if getattr(method, "gates", None) == "current" else "add"
+    return _State(answer, streams, value, method, entry.computes, current)
+
+
+def uses_current_gates(track: Track, branch: str) -> bool:
+    """Whether some step of this branch replays stored sublayer outputs."""
+    entries = track.entries["cond" if branch == "both" else branch]
+    return any(getattr(e.groups[0][0], "gates", None) == "current" for e in entries)
+
+
+def _must_keep(track: Track, branch: str, session: Session, state: _State, name: str) -> bool:
+    assert session.at is not None
+    owner = "cond" if branch == "both" else branch
+    entry = track.entry(session.at.step, branch)
+    return (owner, name) in track.slots and (name in entry.keep or not state.planned)
+
+
+def _run(
+    session: Session, member: Member, track: Track, branch: str, call: BlockCall, state: _State
+) -> Streams:
+    if not (state.current and _must_keep(track, branch, session, state, OUT)):
+        return call.run(call.streams)
+    assert session.at is not None
+    out, sublayers = call.record(call.streams)
+    for name, tensors in sublayers.items():
+        address = session.address((member.key[0], f"{member.block}.{name}"), branch)
+        session.memory.store(address, OUT, tensors, session.at.step)
+    return out
+
+
+def _keep_residual(
+    session: Session, member: Member, track: Track, branch: str, residual: Streams, state: _State
+) -> None:
+    """Spans that replay keep an empty residual as the mark of a complete recording."""
+    planned = state.planned
+    if state.current:
+        units.keep(session, member.key, track, branch, (), planned, names=(OUT,))
+        units.keep(session, member.key, track, branch, residual, planned, names=(SHARED, DIFFERENCE))
+    else:
+        units.keep(session, member.key, track, branch, residual, planned)
+
+
+def _stored(session: Session, member: Member, branch: str) -> dict[str, Streams]:
+    """The recorded outputs of this block's sublayers."""
+    prefix = f"{member.block}."
+    layout = session.at.layout if session.at else ()
+    return {
+        address[1].removeprefix(prefix): slot.tensors
+        for (address, name), slot in session.memory.slots.items()
+        if address[0] == member.key[0] and address[1].startswith(prefix)
+        and address[2:] == (branch, layout) and name == OUT
+    }  # fmt: skip

@@ -1,0 +1,199 @@
+"""What may follow what: lays the letters of one site over the steps and decides what must be kept.
+
+Rules (steps k, branches cond before uncond):
+    reuse needs an output computed on its own branch at most max_age steps before;
+    share needs cond computed at the same step and, with `difference`, a difference at most max_age steps old,
+    stored at a step at which both branches computed; cond itself never shares.
+In [attention] an entry that breaks a rule computes: that is how an interval of `reuse` refreshes itself.
+In [timeline] the letters are explicit, so there it is an error.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from dit_accel.errors import RecipeError
+
+BRANCHES = ("cond", "uncond")
+FEW_STEPS = 8  # at or under this a step is too long for its neighbour's outputs
+
+OUT, SHARED, DIFFERENCE = "out", "shared", "difference"
+ALONE = "."  # the letter of what a recipe leaves to the model, and of entries that had to compute
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One site at one step on one branch. Heads are grouped by method; a span or sublayer has one "head"."""
+
+    letters: str
+    groups: tuple[tuple[Any, tuple[int, ...]], ...]  # (method or None for the model's own, heads)
+    keep: Mapping[str, tuple[int, ...]]  # name -> heads whose value must be stored after computing
+
+    @property
+    def computes(self) -> bool:
+        """For a span or sublayer: whether the model runs."""
+        method = self.groups[0][0]
+        return method is None or method.computes
+
+    @property
+    def approximates(self) -> bool:
+        return any(method is not None and not method.exact for method, _ in self.groups)
+
+
+@dataclass(frozen=True)
+class Track:
+    """One site over all steps."""
+
+    entries: Mapping[str, tuple[Entry, ...]]
+    upgraded: int  # entries that compute although their letter says reuse or share
+
+    def entry(self, step: int, branch: str) -> Entry:
+        """The entry of a step; branch "both" is only asked where `together` holds."""
+        return self.entries["cond" if branch == "both" else branch][step]
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        return ("both",) if self.together else BRANCHES
+
+    @cached_property
+    def together(self) -> bool:
+        """Both branches do the same at every step, so a batched pair can be handled in one go."""
+        return self.entries["cond"] == self.entries["uncond"]
+
+    @cached_property
+    def approximates(self) -> bool:
+        return any(entry.approximates for entries in self.entries.values() for entry in entries)
+
+    @cached_property
+    def slots(self) -> dict[tuple[str, str], tuple[int, ...]]:
+        """(branch, name) -> the heads ever stored under that name."""
+        found: dict[tuple[str, str], set[int]] = {}
+        for branch in BRANCHES:
+            for entry in self.entries[branch]:
+                for name, heads in entry.keep.items():
+                    found.setdefault((branch, name), set()).update(heads)
+        return {key: tuple(sorted(heads)) for key, heads in found.items()}
+
+
+def lay(
+    letters: Mapping[str, tuple[str, ...]],  # branch -> one string per step, one letter per head
+    method_of: Callable[[str], Any],
+    strict: str | None,  # where the letters stand in the recipe, if breaking a rule is an error
+    few: bool,
+    steps: frozenset[int] | None = None,  # the steps at which this denoiser runs at all; None is every one
+) -> Track:
+    """Lay every head of one site over the steps."""
+    heads = len(letters["cond"][0])
+    lanes = [
+        _Lane({b: "".join(text[head] for text in letters[b]) for b in BRANCHES}, method_of, strict, few, steps)
+        for head in range(heads)
+    ]
+    all_steps = range(len(letters["cond"]))
+    entries = {b: tuple(_entry([lane.cell(k, b) for lane in lanes]) for k in all_steps) for b in BRANCHES}
+    return Track(entries, sum(lane.upgraded for lane in lanes))
+
+
+def _entry(cells: "list[tuple[str, Any, frozenset[str]]]") -> Entry:
+    groups: dict[Any, list[int]] = {}
+    keep: dict[str, list[int]] = {}
+    for head, (_, method, names) in enumerate(cells):
+        groups.setdefault(method, []).append(head)
+        for name in sorted(names):
+            keep.setdefault(name, []).append(head)
+    return Entry(
+        letters="".join(letter for letter, _, _ in cells),
+        groups=tuple((method, tuple(heads)) for method, heads in groups.items()),
+        keep={name: tuple(heads) for name, heads in keep.items()},
+    )
+
+
+class _Lane:
+    """One head of one site: a forward pass decides what runs, a backward look what must be kept."""
+
+    def __init__(
+        self, letters: Mapping[str, str], method_of: Any, strict: str | None, few: bool, runs: frozenset[int] | None
+    ):
+        self.strict, self.few, self.upgraded, self.runs = strict, few, 0, runs
+        self.last_out: dict[str, int] = {}
+        self.last_difference: int | None = None
+        self.rows: dict[str, list[tuple[str, Any]]] = {b: [] for b in BRANCHES}
+        for step in range(len(letters["cond"])):
+            for branch in BRANCHES:
+                letter = letters[branch][step]
+                self.rows[branch].append(self._decide(letter, method_of(letter), step, branch))
+                if self._computed(step, branch):
+                    self.last_out[branch] = step
+            if self._computed(step, "cond") and self._computed(step, "uncond"):
+                self.last_difference = step
+        self.steps = len(self.rows["cond"])
+
+    def _decide(self, letter: str, method: Any, step: int, branch: str) -> tuple[str, Any]:
+        if method is None or method.computes:
+            return letter, method
+        shares = hasattr(method, "difference")
+        absent = self.runs is not None and step not in self.runs
+        if absent or (shares and branch == "cond"):
+            return ALONE, None
+        reason = "steps are few" if self.few else self._why_not(method, shares, step, branch)
+        if reason is None:
+            return letter, method
+        if self.strict is not None:
+            raise RecipeError(
+                f'{self.strict}: step {step} ({branch}) is "{letter}", but {reason}. '
+                f"Compute at this step or one shortly before, or raise the choice's max_age."
+            )
+        self.upgraded += 1
+        return ALONE, None
+
+    def _why_not(self, method: Any, shares: bool, step: int, branch: str) -> str | None:
+        if method.max_age == 0:
+            return "its max_age is 0"
+        if shares and not self._computed(step, "cond"):
+            return "cond is not computed at this step"
+        if shares and not method.difference:
+            return None
+        last = self.last_difference if shares else self.last_out.get(branch)
+        if last is None:
+            return "nothing was computed before it"
+        return None if step - last <= method.max_age else f"the stored value is {step - last} steps old"
+
+    def _computed(self, step: int, branch: str) -> bool:
+        if self.runs is not None and step not in self.runs:
+            return False
+        _, method = self.rows[branch][step]
+        return method is None or method.computes
+
+    def cell(self, step: int, branch: str) -> tuple[str, Any, frozenset[str]]:
+        """(letter, method, names to keep) of one step."""
+        letter, method = self.rows[branch][step]
+        return letter, method, frozenset(self._keeps(step, branch))
+
+    def _keeps(self, step: int, branch: str) -> list[str]:
+        if not self._computed(step, branch):
+            return []
+        names = [OUT] if self._read_later(step, branch, shared=False) else []
+        stores_difference = self._stores_difference(step)
+        if branch == "uncond" and stores_difference:
+            names.append(DIFFERENCE)
+        if branch == "cond" and (stores_difference or self._shares(step)):
+            names.append(SHARED)
+        return names
+
+    def _stores_difference(self, step: int) -> bool:
+        both = self._computed(step, "cond") and self._computed(step, "uncond")
+        return both and self._read_later(step, "uncond", shared=True)
+
+    def _shares(self, step: int) -> bool:
+        return hasattr(self.rows["uncond"][step][1], "difference")
+
+    def _read_later(self, step: int, branch: str, shared: bool) -> bool:
+        """Whether a later step reads what this one computes, before it is computed anew."""
+        for later in range(step + 1, self.steps):
+            method = self.rows[branch][later][1]
+            if self._computed(later, branch):
+                if not shared or self._computed(later, "cond"):
+                    return False
+            elif method is not None and hasattr(method, "difference") == shared and getattr(method, "difference", True):
+                return True
+        return False

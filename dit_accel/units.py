@@ -1,0 +1,93 @@
+"""Timeline sites at run time: a sublayer or a span of blocks answers, branch by branch, by computing,
+reusing or sharing. A unit's value is a tuple of tensors: a module's outputs, or one residual per stream."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from dit_accel.errors import MissingAnchor
+from dit_accel.plan import Key
+from dit_accel.run_report import method_name
+from dit_accel.session import Session
+from dit_accel.timeline import ALONE, DIFFERENCE, OUT, SHARED, Entry, Track
+
+Value = tuple[Tensor, ...]
+
+
+def decide(
+    session: Session, key: Key, track: Track, branch: str, cond_pending: bool = False
+) -> tuple[Entry, Value | None]:
+    """The entry of this visit and, where it is not computed, the value that answers; counts the visit.
+
+    `cond_pending`: cond is being computed at this very visit (a batched pair inside a span), so a shared value
+    can only be derived later, by `derive`; the value given back is then empty.
+    """
+    assert session.at is not None
+    entry = track.entry(session.at.step, branch)
+    method = entry.groups[0][0]
+    value, letters = None, entry.letters
+    if not entry.computes:
+        try:
+            value = _foresee(session, key, branch, method) if cond_pending else derive(session, key, branch, method)
+        except MissingAnchor as reason:
+            session.fallback(f"computed where {method_name(method)} was planned: {reason}", key[1])
+            letters, method = ALONE, None
+    session.count(key, branch, letters, {method if value is not None else None: 1}, computed="compute")
+    return entry, value
+
+
+def keep(
+    session: Session, key: Key, track: Track, branch: str, value: Sequence[Tensor], planned: bool,
+    names: tuple[str, ...] = (OUT, SHARED, DIFFERENCE),
+) -> None:  # fmt: skip
+    """Store under `names` what later steps read of a computed value; an unplanned one stores all."""
+    assert session.at is not None
+    step = session.at.step
+    entry = track.entry(step, branch)
+    owner = "cond" if branch == "both" else branch
+    for name in names:
+        if (owner, name) not in track.slots or (planned and name not in entry.keep):
+            continue
+        stored = _difference(session, key, value) if name == DIFFERENCE else tuple(value)
+        if stored is not None:
+            session.memory.store(session.address(key, branch), name, stored, step)
+
+
+def derive(session: Session, key: Key, branch: str, method: Any) -> Value:
+    """The value of a reuse or a share; MissingAnchor if what it reads is missing or too old."""
+    if not hasattr(method, "difference"):
+        return recall(session, key, branch, OUT, method.max_age)
+    shared = recall(session, key, "cond", SHARED, max_age=0)
+    if not method.difference:
+        return shared
+    own = recall(session, key, branch, DIFFERENCE, method.max_age)
+    # a stream whose length differs between the branches (text) keeps uncond's own value
+    return tuple(c + d if c.shape == d.shape else d for c, d in zip(shared, own, strict=True))
+
+
+def _foresee(session: Session, key: Key, branch: str, method: Any) -> Value:
+    """Check what can be checked before cond's value is there."""
+    if not hasattr(method, "difference"):
+        return derive(session, key, branch, method)
+    if method.difference:
+        recall(session, key, branch, DIFFERENCE, method.max_age)
+    return ()
+
+
+def _difference(session: Session, key: Key, value: Sequence[Tensor]) -> Value | None:
+    try:
+        shared = recall(session, key, "cond", SHARED, max_age=0)
+    except MissingAnchor:
+        return None  # cond was not computed at this step
+    return tuple(u - c if u.shape == c.shape else u for u, c in zip(value, shared, strict=True))
+
+
+def recall(session: Session, key: Key, branch: str, name: str, max_age: int) -> Value:
+    """A stored value at most `max_age` steps old; MissingAnchor otherwise."""
+    assert session.at is not None
+    slot = session.memory.recall(session.address(key, branch), name)
+    age = None if slot is None else session.at.step - slot.made_at[0]
+    if slot is None or age is None or not 0 <= age <= max_age:
+        raise MissingAnchor(f"no {name} of the {branch} branch at most {max_age} steps old (age {age})")
+    return slot.tensors

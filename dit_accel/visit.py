@@ -1,0 +1,240 @@
+"""One attention call of one site: which heads do what, what they may read, what is kept of the result."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dit_accel.errors import MissingAnchor
+from dit_accel.plan import Key
+from dit_accel.run_report import method_name
+from dit_accel.session import Session
+from dit_accel.timeline import ALONE, DIFFERENCE, OUT, SHARED, Entry, Track
+
+Dense = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+class Unmet(Exception):
+    """A method cannot run at this visit; the message completes "site X runs dense: ..."."""
+
+
+@dataclass(frozen=True)
+class AttentionVisit:
+    """What a method sees: its own heads of q, k, v on one branch, after norm and RoPE."""
+
+    q: Tensor  # [B, N, h, D]
+    k: Tensor  # [B, M, h, D]
+    v: Tensor  # [B, M, h, D]
+    mask: Tensor | None  # broadcastable to [B, h, N, M]; bool (True is seen) or additive
+    scale: float | None  # softmax scale, None is 1 / sqrt(D)
+    heads: tuple[int, ...]  # positions in the whole model, also where heads are sharded
+    call: "_Call"
+
+    def dense(self) -> Tensor:
+        """The model's own attention on these heads."""
+        return self.call.dense(self.q, self.k, self.v, self.mask)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Visual tokens: frames, rows, columns. Raises Unmet where the sequence is not grid plus text."""
+        return self.call.checked_grid()
+
+    @property
+    def num_text(self) -> int:
+        """Text tokens in the sequence."""
+        return self.call.num_text
+
+    @property
+    def text_first(self) -> bool:
+        """Whether text stands before the visual tokens."""
+        return self.call.text_first
+
+    def recall(self, name: str, max_age: int) -> Tensor:
+        """These heads of a stored value of this branch; MissingAnchor if it is not there or too old."""
+        return self.call.recall(name, self.call.branch, self.heads, max_age)
+
+    def recall_from_cond(self, name: str) -> Tensor:
+        """These heads of what cond stored at this very step."""
+        return self.call.recall(name, "cond", self.heads, max_age=0)
+
+    def with_exact_text(self, visual: Tensor) -> Tensor:  # visual [B, N - num_text, h, D] -> [B, N, h, D]
+        """Join shared visual rows with text rows computed by the model's own attention."""
+        if self.num_text == 0:
+            return visual
+        rows = self.call.text_rows(self.q.shape[1])
+        mask = self.mask
+        if mask is not None and mask.shape[-2] not in (1,):
+            mask = mask[..., rows, :]
+        text = self.call.dense(self.q[:, rows], self.k, self.v, mask)
+        return torch.cat([text, visual] if self.text_first else [visual, text], dim=1)
+
+
+def attend(
+    session: Session, key: Key, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None,
+    dense: Dense, first_head: int = 0,
+) -> Tensor:  # fmt: skip
+    """The attention call of site `key`: q [B, N, H, D], k and v [B, M, H, D] -> [B, N, H, D].
+
+    `first_head` is the position of head 0 in the model where a process holds only a shard of the heads.
+    """
+    track = session.track("attention", key)
+    at = session.at
+    if track is None or at is None:
+        return dense(q, k, v, mask)
+    if at.branch != "both" or track.together:
+        return _Call(session, key, at.branch, track, q, k, v, mask, scale, dense, first_head).run()
+    uncond, cond = (_half(x, at.batch, i) for i in (0, 1) for x in [(q, k, v, mask)])
+    # cond first: uncond may read what it stores
+    out_cond = _Call(session, key, "cond", track, *cond, scale, dense, first_head).run()
+    out_uncond = _Call(session, key, "uncond", track, *uncond, scale, dense, first_head).run()
+    return torch.cat([out_uncond, out_cond])
+
+
+def _half(tensors: Sequence[Tensor | None], batch: int, index: int) -> list[Any]:
+    """The uncond (0) or cond (1) half of a batched pair; what has no batch axis of that size is kept whole."""
+    return [x if x is None or x.shape[0] != batch else x.chunk(2)[index] for x in tensors]
+
+
+class _Call:
+    """The attention call of one site on one branch."""
+
+    def __init__(
+        self, session: Session, key: Key, branch: str, track: Track, q: Tensor, k: Tensor, v: Tensor,
+        mask: Tensor | None, scale: float | None, dense: Dense, first_head: int,
+    ):  # fmt: skip
+        assert session.at is not None
+        self.session, self.key, self.branch, self.track = session, key, branch, track
+        self.q, self.k, self.v, self.mask, self.scale, self.dense = q, k, v, mask, scale, dense
+        self.first_head, self.at = first_head, session.at
+        self.entry: Entry = track.entry(self.at.step, branch)
+        self.call_number = self._number_call()
+        self.is_self = key[1] in session.denoisers[key[0]].self_attention
+        self.num_text = k.shape[1] - self.at.visual if self.is_self and self.at.joint else 0
+        self.text_first = self.at.text_first
+
+    def _number_call(self) -> int:
+        """A processor may attend more than once (image and text keys of Wan I2V): number its calls."""
+        counter = ("calls", self.key, self.branch)
+        self.session.scratch[counter] = number = self.session.scratch.get(counter, -1) + 1
+        return number
+
+    def run(self) -> Tensor:
+        """All heads, each by its own method; then what a later step needs is stored."""
+        local = range(self.first_head, self.first_head + self.q.shape[2])
+        groups = [(method, [h for h in heads if h in local]) for method, heads in self.entry.groups]
+        groups = [(method, heads) for method, heads in groups if heads]
+        letters = list(self.entry.letters)
+        done: dict[Any, int] = {}
+        fell_back: list[int] = []
+        if len(groups) == 1:
+            out = self._serve(groups[0][0], groups[0][1], done, letters, fell_back)
+        else:
+            out = self.q.new_empty((*self.q.shape[:3], self.v.shape[3]))
+            for method, heads in groups:
+                out[:, :, [h - self.first_head for h in heads]] = self._serve(method, heads, done, letters, fell_back)
+        self._keep(out, fell_back)
+        if self.call_number == 0:
+            self.session.count(self.key, self.branch, "".join(letters), done)
+        return out
+
+    def _serve(
+        self, method: Any, heads: list[int], done: dict[Any, int], letters: list[str], fell_back: list[int]
+    ) -> Tensor:
+        q, k, v, mask = self._slice(heads)
+        if method is not None:
+            visit = AttentionVisit(q, k, v, mask, self.scale, tuple(heads), self)
+            try:
+                out = method.attend(visit)
+                done[method] = done.get(method, 0) + len(heads)
+                return out
+            except (MissingAnchor, Unmet) as reason:
+                self.session.fallback(f"ran dense where {method_name(method)} was planned: {reason}", self.key[1])
+                fell_back.extend(heads)
+                for head in heads:
+                    letters[head] = ALONE
+        done[None] = done.get(None, 0) + len(heads)
+        return self.dense(q, k, v, mask)
+
+    def _slice(self, heads: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        if len(heads) == self.q.shape[2]:
+            return self.q, self.k, self.v, self.mask
+        local = [h - self.first_head for h in heads]
+        mask = self.mask
+        if mask is not None and mask.ndim == 4 and mask.shape[1] == self.q.shape[2] > 1:
+            mask = mask[:, local]
+        return self.q[:, :, local], self.k[:, :, local], self.v[:, :, local], mask
+
+    # ---- memory
+
+    def _address(self, branch: str) -> Any:
+        component, site, branch, layout = self.session.address(self.key, branch)
+        return component, site, branch, (*layout, self.call_number)
+
+    def _keep(self, out: Tensor, fell_back: list[int]) -> None:
+        """Store what later steps read; heads that had to compute store all that is ever read of them."""
+        branch = "cond" if self.branch == "both" else self.branch
+        for (owner, name), slot_heads in self.track.slots.items():
+            if owner != branch:
+                continue
+            local = range(self.first_head, self.first_head + out.shape[2])
+            of = [h for h in slot_heads if h in local]
+            heads = [h for h in of if h in self.entry.keep.get(name, ()) or h in fell_back]
+            value = self._value(name, out, heads)
+            if heads and value is not None:
+                shifted = [h - self.first_head for h in heads], [h - self.first_head for h in of]
+                self.session.memory.store_heads(self._address(self.branch), name, value, *shifted, self.at.step)
+
+    def _value(self, name: str, out: Tensor, heads: list[int]) -> Tensor | None:
+        if name == OUT or not heads:
+            return out
+        visual = out[:, self.visual_rows(out.shape[1])]
+        if name == SHARED:
+            return visual
+        assert name == DIFFERENCE
+        try:
+            shared = self.recall(SHARED, "cond", heads, max_age=0)
+        except MissingAnchor:
+            return None  # cond was not computed at this step
+        difference = torch.zeros_like(visual)
+        local = [h - self.first_head for h in heads]
+        difference[:, :, local] = visual[:, :, local] - shared
+        return difference
+
+    def recall(self, name: str, branch: str, heads: Sequence[int], max_age: int) -> Tensor:
+        """Heads of a stored value; raises MissingAnchor if missing, of another shape, or over-age."""
+        slot = self.session.memory.recall(self._address(branch), name)
+        local = [h - self.first_head for h in heads]
+        ages = [self.at.step - slot.made_at[h] if slot and h in slot.made_at else None for h in local]
+        if slot is None or any(age is None or age > max_age or age < 0 for age in ages):
+            raise MissingAnchor(f"no {name} of the {branch} branch at most {max_age} steps old (ages {ages})")
+        value = slot.tensors[0]
+        rows = self.q.shape[1] - (0 if name == OUT else self.num_text)
+        if (value.shape[0], value.shape[1], value.shape[3]) != (self.q.shape[0], rows, self.v.shape[3]):
+            raise MissingAnchor(f"the stored {name} has shape {tuple(value.shape)}, not that of this call")
+        owner = "cond" if branch == "both" else branch
+        of = [h - self.first_head for h in self.track.slots[owner, name] if h - self.first_head in range(self.q.shape[2])]
+        if local == of:
+            return value
+        return value[:, :, [of.index(h) for h in local]]
+
+    # ---- geometry
+
+    def checked_grid(self) -> tuple[int, int, int]:
+        at = self.at
+        if at.references:
+            raise Unmet(f"the sequence holds {at.references} tokens of reference images beside the grid {at.grid}")
+        if self.num_text < 0 or (not at.joint and self.k.shape[1] != at.visual):
+            raise Unmet(f"{self.k.shape[1]} tokens are not the grid {at.grid} plus text")
+        return at.grid
+
+    def text_rows(self, rows: int) -> slice:
+        return slice(0, self.num_text) if self.text_first else slice(rows - self.num_text, rows)
+
+    def visual_rows(self, rows: int) -> slice:
+        if self.num_text <= 0:
+            return slice(0, rows)
+        return slice(self.num_text, rows) if self.text_first else slice(0, rows - self.num_text)
+
+
