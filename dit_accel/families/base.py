@@ -44,7 +44,7 @@ class Family:
     def __post_init__(self) -> None:
         if sorted(self.returns) != sorted(self.streams):
             raise ValueError(
-                f"family {self.name}: returns {self.returns} must name each of the streams {self.streams} once"
+                f"family {self.name}: returns {self.returns} must name each of the streams {self.streams}"
             )
         stray = set(self.self_attention + self.cross_attention) - set(self.sublayers)
         if stray:

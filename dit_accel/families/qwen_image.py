@@ -1,7 +1,7 @@
 """Qwen-Image: text to image, Edit and Edit-Plus (reference images), Layered.
 
-Class: QwenImageTransformer2DModel; `transformer_blocks` of QwenImageTransformerBlock, which takes (visual, text)
-    and returns (text, visual). `attn` returns (visual, text); each stream has an MLP of its own.
+Class: QwenImageTransformer2DModel; `transformer_blocks` of QwenImageTransformerBlock, which takes
+    (visual, text) and returns (text, visual). `attn` returns (visual, text); each stream has its own MLP.
 Guidance: two forwards per step, cond first, only with `true_cfg_scale` > 1 and a negative prompt. The two
     branches have text of different lengths. A padded prompt brings a mask over the joint sequence.
 References: `img_shapes` lists the target and then the reference images, and the visual tokens follow it.

@@ -1,2 +1,64 @@
-def window_mask(*a,**k): raise NotImplementedError
-def block_attention(*a,**k): raise NotImplementedError
+"""block_attention: attention in which each query sees the keys that a mask keeps, with its log-sum-exp.
+
+    s_ij = scale q_i . k_j  where the mask keeps (i, j), else -inf
+    lse_i = log sum_j exp(s_ij)
+    out_i = sum_j exp(s_ij - lse_i) v_j
+
+The natural-log LSE is what two partial attentions need to be merged into one. A query that sees no key has
+lse = -inf and out = 0: it weighs nothing in such a merge.
+
+Backends: reference (any device and dtype, float64 included).
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from dit_accel_kernels.block_attention.masks import Mask, Window, window_mask
+from dit_accel_kernels.dispatch import select
+
+__all__ = ["Mask", "Window", "block_attention", "window_mask"]
+
+
+def block_attention(
+    q: Tensor,  # [B, Nq, H, D]
+    k: Tensor,  # [B or 1, Nk, H, D]
+    v: Tensor,  # [B or 1, Nk, H, D]
+    mask: Mask
+    | Sequence[Mask] = None,  # one for all heads, or H of them; a bool tensor may also be [H, Nq, Nk]
+    scale: float | None = None,  # 1 / sqrt(D) when None
+    backend: str = "auto",
+) -> tuple[
+    Tensor, Tensor
+]:  # out [B, Nq, H, D] in the dtype of q; lse [B, Nq, H] in float32, float64 for float64
+    """Masked attention and its natural-log LSE."""
+    _check_shapes(q, k, v)
+    _check_mask(q, k, mask)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    run = select("block_attention", backend, q=q, k=k, v=v, mask=mask)
+    return run(q, k, v, mask, scale)
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
+    fits = q.ndim == k.ndim == v.ndim == 4 and k.shape == v.shape and q.shape[2:] == k.shape[2:]
+    if not fits or k.shape[0] not in (1, q.shape[0]) or k.shape[1] == 0:
+        raise ValueError(
+            "block_attention: q must be [B, Nq, H, D], k and v both [B or 1, Nk, H, D]; "
+            f"got q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
+        )
+
+
+def _check_mask(q: Tensor, k: Tensor, mask: Mask | Sequence[Mask]) -> None:
+    pair, H = (q.shape[1], k.shape[1]), q.shape[2]
+    if isinstance(mask, Sequence):
+        if len(mask) != H:
+            raise ValueError(
+                f"block_attention: {len(mask)} masks for {H} heads; give one per head, or one for all"
+            )
+        for each in mask:
+            _check_mask(q, k, each)
+    elif mask is not None and tuple(mask.shape) not in (pair, (H, *pair)):
+        raise ValueError(
+            f"block_attention: a mask must be [Nq, Nk] = {list(pair)} or [H, Nq, Nk] = {[H, *pair]}; "
+            f"got {list(mask.shape)}"
+        )

@@ -1,0 +1,76 @@
+"""Choose the backend of an op: the fastest one that can run, or the one that was asked for.
+
+A backend is a module `<op>/<backend>.py` with a function of the op's name and a `why_not(**tensors)` that
+returns None, or the reason why it cannot take these tensors: the log line, the report and the error.
+"""
+
+import functools
+import importlib
+import importlib.util
+import logging
+import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+log = logging.getLogger("dit_accel_kernels")
+
+BACKENDS = ("cuda", "triton", "cpu", "reference")  # the order in which "auto" tries them
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend was asked for by name and cannot run these tensors here."""
+
+
+@functools.cache
+def backends(op: str) -> tuple[str, ...]:
+    """The backends that an op has, fastest first."""
+    return tuple(name for name in BACKENDS if importlib.util.find_spec(f"dit_accel_kernels.{op}.{name}"))
+
+
+def why_not(op: str, backend: str, **tensors: Any) -> str | None:
+    """The reason why a backend of an op cannot take these tensors on this machine, or None."""
+    module = _load(op, backend)
+    return module if isinstance(module, str) else module.why_not(**tensors)
+
+
+def select(op: str, backend: str = "auto", **tensors: Any) -> Callable[..., Any]:
+    """The function that runs an op on these tensors; `auto` is DIT_ACCEL_BACKEND if set, else the fastest."""
+    if backend == "auto":
+        backend = os.environ.get("DIT_ACCEL_BACKEND", "auto")
+    if backend == "auto":
+        return _fastest(op, tensors)
+    if backend not in backends(op):
+        raise BackendUnavailable(
+            f'{op}: there is no backend "{backend}", only {", ".join(backends(op))}. Name one of these, or "auto".'
+        )
+    reason = why_not(op, backend, **tensors)
+    if reason:
+        raise BackendUnavailable(
+            f'{op}: backend "{backend}" was asked for and cannot run: {reason}. '
+            'Use backend="auto" to let dit_accel choose.'
+        )
+    return getattr(_load(op, backend), op)
+
+
+def _fastest(op: str, tensors: dict[str, Any]) -> Callable[..., Any]:
+    for name in backends(op):
+        reason = why_not(op, name, **tensors)
+        if reason is None:
+            return getattr(_load(op, name), op)
+        _say_once(op, name, reason)
+    raise BackendUnavailable(f"{op}: no backend can take these tensors; `why_not` tells the reason of each")
+
+
+@functools.cache
+def _load(op: str, backend: str) -> ModuleType | str:
+    """The backend's module, or what its import said."""
+    try:
+        return importlib.import_module(f"dit_accel_kernels.{op}.{backend}")
+    except ImportError as error:
+        return f"it cannot be imported: {error}"
+
+
+@functools.cache
+def _say_once(op: str, backend: str, reason: str) -> None:
+    log.info("%s: backend %s is passed over: %s", op, backend, reason)
