@@ -1,4 +1,4 @@
-"""The GPU suite, rehearsed on the CPU: it runs, notices a broken promise, and keeps nothing it did not measure."""
+"""The GPU suite, rehearsed: it runs, notices a broken promise, and keeps nothing it did not measure."""
 
 import importlib.util
 import sys
