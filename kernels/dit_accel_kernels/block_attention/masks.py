@@ -31,8 +31,7 @@ class Window:
     @property
     def shape(self) -> tuple[int, int]:
         """[N, N], text included."""
-        tokens = prod(self.grid) + self.num_text
-        return tokens, tokens
+        return (prod(self.grid) + self.num_text,) * 2
 
     def covers_grid(self) -> bool:
         """Whether every token sees every other one: then the window is full attention."""
@@ -71,5 +70,5 @@ def window_mask(
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """The window written out: bool [N, N]."""
-    window = Window(grid, radius, num_text, text_first)
+    window = Window(tuple(grid), tuple(radius), num_text, text_first)
     return window.rows(0, window.shape[0], device)
