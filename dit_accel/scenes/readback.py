@@ -1,0 +1,2 @@
+"""stub"""
+attributes = score = None
