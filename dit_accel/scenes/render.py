@@ -66,16 +66,23 @@ def _gap(paths: np.ndarray, radius: np.ndarray) -> float:
 
 
 def _travel(scene: Scene) -> np.ndarray:
-    ways = [DIRECTIONS.get((thing.motion or "still").split()[-1], (0, 0)) for thing in scene.things]
-    return np.asarray(ways, np.float32) * TRAVEL
+    return np.asarray([way_of(thing.motion) for thing in scene.things], np.float32) * TRAVEL
 
 
 def _paths(scene: Scene, start: np.ndarray, frames: int) -> np.ndarray:
-    """Centres `[K, F, 2]`: `moving` is even, `darting` waits, crosses within three tenths of the clip, and waits again."""
+    progress = np.stack([progress_of(thing.motion, frames) for thing in scene.things])  # [K, F]
+    return (start[:, None] + progress[..., None] * _travel(scene)[:, None]).astype(np.float32)  # [K, F, 2]
+
+
+def way_of(motion: str | None) -> tuple[int, int]:
+    """Where a motion leads: (rows, columns), each -1, 0 or 1."""
+    return DIRECTIONS.get((motion or "still").split()[-1], (0, 0))
+
+
+def progress_of(motion: str | None, frames: int) -> np.ndarray:
+    """The share of the way done, `[F]`: `moving` is even, `darting` waits, crosses in 3/10 of the clip, waits again."""
     time = np.linspace(0, 1, frames, dtype=np.float32) if frames > 1 else np.zeros(1, np.float32)
-    dart = np.clip((time - 0.35) / 0.3, 0, 1)
-    progress = np.stack([dart if (t.motion or "").startswith("darting") else time for t in scene.things])  # [K, F]
-    return (start[:, None] + progress[..., None] * _travel(scene)[:, None]).astype(np.float32)
+    return np.clip((time - 0.35) / 0.3, 0, 1) if (motion or "").startswith("darting") else time
 
 
 def distance(shape: str, dy: np.ndarray, dx: np.ndarray, radius: float) -> np.ndarray:
