@@ -13,7 +13,13 @@ Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice
 
 @app.command()
 def vae(
-    toy: str, folder: Folder, steps: int = 1000, lr: float = 4e-3, cooldown: int = 300, seed: int = 0, threads: Threads = 0
+    toy: str,
+    folder: Folder,
+    steps: int = 1000,
+    lr: float = 4e-3,
+    cooldown: int = 300,
+    seed: int = 0,
+    threads: Threads = 0,
 ) -> None:
     """Trains the autoencoder of TOY (wan or pixart)."""
     from dit_accel.train.toys.loop import LoopConfig
@@ -25,7 +31,13 @@ def vae(
 
 @app.command()
 def encode(
-    toy: str, vae_folder: Path, pools: Path, count: int = 1024, size: int = 64, seed: int = 0, threads: Threads = 0
+    toy: str,
+    vae_folder: Path,
+    pools: Path,
+    count: int = 1024,
+    size: int = 64,
+    seed: int = 0,
+    threads: Threads = 0,
 ) -> None:
     """Encodes COUNT training scenes of TOY at SIZE pixels into one pool file."""
     from dit_accel.train.toys.latents import encode_pool
@@ -55,7 +67,9 @@ def denoiser(
     from dit_accel.train.toys.loop import LoopConfig
 
     _threads(threads)
-    train_denoiser(toy, stage, pools, LoopConfig(folder, steps, lr, cooldown=cooldown, seed=seed, save_every=100), start)
+    train_denoiser(
+        toy, stage, pools, LoopConfig(folder, steps, lr, cooldown=cooldown, seed=seed, save_every=100), start
+    )
 
 
 @app.command()

@@ -24,7 +24,19 @@ PACES = ("moving", "darting")
 MOTIONS = ("still", *(f"{pace} {way}" for pace in PACES for way in DIRECTIONS))
 WORDS = tuple(
     dict.fromkeys(
-        ["a", "and", "on", "background", *COLOURS, *SHAPES, *BACKGROUNDS, *TEXTURES, "still", *PACES, *DIRECTIONS]
+        [
+            "a",
+            "and",
+            "on",
+            "background",
+            *COLOURS,
+            *SHAPES,
+            *BACKGROUNDS,
+            *TEXTURES,
+            "still",
+            *PACES,
+            *DIRECTIONS,
+        ]
     )
 )
 
@@ -60,7 +72,8 @@ def sample_scene(rng: np.random.Generator, moving: bool, count: int | None = Non
     # half of the things keep still or move evenly and half dart, whatever the number of words for each
     motions = [_sample_motion(rng) if moving else None for _ in range(count)]
     things = tuple(
-        Thing(str(colour), str(rng.choice(SHAPES)), motion) for colour, motion in zip(colours, motions, strict=True)
+        Thing(str(colour), str(rng.choice(SHAPES)), motion)
+        for colour, motion in zip(colours, motions, strict=True)
     )
     return Scene(things, str(rng.choice(list(BACKGROUNDS))), str(rng.choice(TEXTURES)))
 
@@ -86,7 +99,12 @@ def parse(caption: str) -> Scene:
         )
     head, _, tail = " ".join(words).rpartition(" on a ")
     ground = tail.split()
-    if len(ground) != 3 or ground[0] not in BACKGROUNDS or ground[1] not in TEXTURES or ground[2] != "background":
+    if (
+        len(ground) != 3
+        or ground[0] not in BACKGROUNDS
+        or ground[1] not in TEXTURES
+        or ground[2] != "background"
+    ):
         raise _not_a_sentence(caption)
     return Scene(tuple(_parse_thing(part, caption) for part in head.split(" and ")), ground[0], ground[1])
 

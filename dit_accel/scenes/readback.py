@@ -28,7 +28,10 @@ def score(frames: np.ndarray, scene: Scene) -> float:
         if thing.motion is not None:
             # pace and direction count separately: "darting left" for "moving left" is half right
             motion = (seen or {}).get("motion") or "none"
-            hits += [motion.split()[0] == thing.motion.split()[0], motion.split()[-1] == thing.motion.split()[-1]]
+            hits += [
+                motion.split()[0] == thing.motion.split()[0],
+                motion.split()[-1] == thing.motion.split()[-1],
+            ]
     return float(np.mean(hits))
 
 
@@ -91,7 +94,10 @@ def _texture(frames: np.ndarray, nearest: np.ndarray) -> str:
     down = np.stack([np.sin(turn * y), np.cos(turn * y)])
     fits = {"striped": across, "checked": (across[:, None] * down[None]).reshape(4, -1)}
     # root mean square of the fitted wave, times sqrt 2 (stripes) or 2 (checks): its amplitude
-    power = {name: np.sqrt(np.mean((basis.T @ np.linalg.lstsq(basis.T, values, rcond=None)[0]) ** 2)) for name, basis in fits.items()}
+    power = {
+        name: np.sqrt(np.mean((basis.T @ np.linalg.lstsq(basis.T, values, rcond=None)[0]) ** 2))
+        for name, basis in fits.items()
+    }
     amplitude = {"striped": power["striped"] * 2**0.5, "checked": power["checked"] * 2}
     best = max(power, key=power.__getitem__)
     return best if amplitude[best] > FAINTEST else "plain"
@@ -132,7 +138,9 @@ def _shape(cover: np.ndarray, centres: np.ndarray, share: np.ndarray) -> str:
         for shape in SHAPES:
             radius = np.sqrt(area / UNIT_AREA[shape])
             template = np.clip(0.5 - distance(shape, dy, dx, radius) / edge, 0, 1)
-            overlap[shape] += np.minimum(template, cover[frame]).sum() / np.maximum(template, cover[frame]).sum()
+            overlap[shape] += (
+                np.minimum(template, cover[frame]).sum() / np.maximum(template, cover[frame]).sum()
+            )
     return max(overlap, key=overlap.__getitem__)
 
 

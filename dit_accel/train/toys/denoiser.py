@@ -81,7 +81,11 @@ class Task:
             self.window = FrameWindow(denoiser.transformer)
 
     def loss(
-        self, denoiser: Denoiser, latents: torch.Tensor, captions: list[str], frames: Sequence[int] | None = None
+        self,
+        denoiser: Denoiser,
+        latents: torch.Tensor,
+        captions: list[str],
+        frames: Sequence[int] | None = None,
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """`latents` `[B, C, F, Y, X]` or `[B, C, Y, X]`, normalised as the pipeline does; `frames` keeps some of F."""
         captions = [caption if torch.rand(()) > DROP_TEXT else "" for caption in captions]
@@ -109,7 +113,9 @@ class Task:
         mask = words.attention_mask
         text = denoiser.text_encoder(words.input_ids, mask).last_hidden_state
         if self.toy == "wan":
-            text = torch.cat([text * mask[..., None].to(text.dtype), text.new_zeros(len(text), 1, text.shape[2])], dim=1)
+            text = torch.cat(
+                [text * mask[..., None].to(text.dtype), text.new_zeros(len(text), 1, text.shape[2])], dim=1
+            )
             self.padding.set(mask.sum(1), mask.shape[1])
             self.window.frames = frames
             output = denoiser.transformer(noisy, timesteps_of(sigma), text, return_dict=False)[0]
@@ -134,11 +140,11 @@ class Stage:
     window: int = 0
 
     def frames(self, number: int, total: int) -> list[int] | None:
-        """The frames of batch `number`: random, in order, and half of the time with both ends of the clip."""
+        """The frames of batch `number`: random, in order, and a quarter of the time with both ends of the clip."""
         if not self.window or self.window >= total:
             return None
         rng = np.random.default_rng([number, self.window])
-        if self.window > 1 and rng.random() < 0.5:
+        if self.window > 1 and rng.random() < 0.25:
             inner = rng.choice(np.arange(1, total - 1), self.window - 2, replace=False)
             return sorted([0, total - 1, *map(int, inner)])
         return sorted(map(int, rng.choice(total, self.window, replace=False)))
@@ -147,14 +153,17 @@ class Stage:
 STAGES = {
     "wan": {
         "frame": Stage("video64", 32, 1),
-        "few": Stage("video64", 12, 3),
-        "full": Stage("video64", 6),
+        "pair": Stage("video64", 12, 2),
+        "few": Stage("video64", 6, 4),
+        "full": Stage("video64", 4),
     },
-    "pixart": {"small": Stage("image128", 32), "full": Stage("image256", 12)},
+    "pixart": {"small": Stage("image128", 32), "full": Stage("image256", 8)},
 }
 
 
-def train_denoiser(toy: str, stage: str, pools: Path, config: LoopConfig, start: Path | None = None) -> Denoiser:
+def train_denoiser(
+    toy: str, stage: str, pools: Path, config: LoopConfig, start: Path | None = None
+) -> Denoiser:
     """Trains one stage. `start` is the folder of an earlier stage, whose weights (not the average) it goes on from."""
     torch.manual_seed(config.seed)
     denoiser = build_denoiser(toy)
@@ -165,7 +174,7 @@ def train_denoiser(toy: str, stage: str, pools: Path, config: LoopConfig, start:
 
     # at a few hundred tokens, plain matrix products in bf16 beat the CPU's fused attention, whose backward is slow
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-    attention = SDPBackend.MATH if stage in ("frame", "small") else SDPBackend.FLASH_ATTENTION
+    attention = SDPBackend.MATH if stage in ("frame", "pair", "small") else SDPBackend.FLASH_ATTENTION
 
     def loss_of(module: nn.Module, number: int) -> tuple[torch.Tensor, dict[str, float]]:
         latents, captions = pool.batch(number, plan.batch)

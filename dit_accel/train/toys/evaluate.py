@@ -22,7 +22,9 @@ def load_toy(folder: Path) -> tuple[DiffusionPipeline, dict]:
 
 
 @torch.no_grad()
-def generate(pipeline: DiffusionPipeline, defaults: dict, caption: str, seed: int, steps: int | None = None) -> np.ndarray:
+def generate(
+    pipeline: DiffusionPipeline, defaults: dict, caption: str, seed: int, steps: int | None = None
+) -> np.ndarray:
     """One result `[F, H, W, 3]` of a Wan-like or PixArt-like toy at its default call."""
     arguments = {
         "prompt": caption,
@@ -38,7 +40,9 @@ def generate(pipeline: DiffusionPipeline, defaults: dict, caption: str, seed: in
     return pipeline(**arguments).images[:1]
 
 
-def measure_faithfulness(folder: Path, count: int, part: int = 0, parts: int = 1, steps: int | None = None) -> list[float]:
+def measure_faithfulness(
+    folder: Path, count: int, part: int = 0, parts: int = 1, steps: int | None = None
+) -> list[float]:
     """Faithfulness of each of `count` unseen pairs (or of every `parts`-th of them, to share the work)."""
     pipeline, defaults = load_toy(folder)
     pairs = unseen_pairs(count, moving=defaults["num_frames"] > 1)[part::parts]
@@ -51,7 +55,8 @@ def measure_half_steps(folder: Path, count: int) -> list[float]:
     steps = defaults["num_inference_steps"]
     pairs = unseen_pairs(count, moving=defaults["num_frames"] > 1, seed=1)
     return [
-        psnr(*(generate(pipeline, defaults, str(s), seed, steps // part) for part in (2, 1))) for s, seed in pairs
+        psnr(*(generate(pipeline, defaults, str(s), seed, steps // part) for part in (2, 1)))
+        for s, seed in pairs
     ]
 
 

@@ -19,14 +19,17 @@ def normalise(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
     """Latents as the pipeline's transformer sees them: zero mean and unit scale (per channel for Wan)."""
     if isinstance(vae, AutoencoderKLWan):
         mean, std = (
-            torch.tensor(values).view(1, -1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std)
+            torch.tensor(values).view(1, -1, 1, 1, 1)
+            for values in (vae.config.latents_mean, vae.config.latents_std)
         )
         return (latents - mean) / std
     return latents * vae.config.scaling_factor
 
 
 @torch.no_grad()
-def encode_pool(vae: nn.Module, file: Path, count: int, seed: int, size: int, frames: int = 1, batch: int = 4) -> None:
+def encode_pool(
+    vae: nn.Module, file: Path, count: int, seed: int, size: int, frames: int = 1, batch: int = 4
+) -> None:
     """Renders and encodes `count` training scenes into `file`: latents `[count, C, (F,) Y, X]`, captions as metadata.
 
     A still thing's pictures and clips are all different, so a pool is never repeated under another seed.
@@ -35,7 +38,9 @@ def encode_pool(vae: nn.Module, file: Path, count: int, seed: int, size: int, fr
     captions, parts = [], []
     for start in range(0, count, batch):
         drawn = [training_scene(rng, moving=frames > 1) for _ in range(min(batch, count - start))]
-        pixels = torch.from_numpy(np.stack([render(scene, number, frames, size, size) for scene, number in drawn]))
+        pixels = torch.from_numpy(
+            np.stack([render(scene, number, frames, size, size) for scene, number in drawn])
+        )
         pixels = pixels.movedim(-1, 1).mul(2).sub(1)  # [B, 3, F, H, W]
         with torch.autocast("cpu", torch.bfloat16):
             latents = vae.encode(pixels if frames > 1 else pixels[:, :, 0]).latent_dist.mode()

@@ -41,7 +41,9 @@ def learning_rate(config: LoopConfig, step: int) -> float:
     return config.lr * min(rise, fall)
 
 
-def train(module: nn.Module, loss_of: LossOf, config: LoopConfig, on_save: Callable[[int], None] | None = None) -> None:
+def train(
+    module: nn.Module, loss_of: LossOf, config: LoopConfig, on_save: Callable[[int], None] | None = None
+) -> None:
     """Trains `module` in place up to `config.steps`, from the folder's checkpoint if it has one.
 
     All randomness of a step comes from (seed, step), so a run that was interrupted and resumed gives the weights of
@@ -60,7 +62,9 @@ def train(module: nn.Module, loss_of: LossOf, config: LoopConfig, on_save: Calla
             group["lr"] = learning_rate(config, step)
         for part in range(config.accumulate):
             number = step * config.accumulate + part
-            torch.manual_seed((config.seed << 32) + number * accelerator.num_processes + accelerator.process_index)
+            torch.manual_seed(
+                (config.seed << 32) + number * accelerator.num_processes + accelerator.process_index
+            )
             with accelerator.autocast():
                 loss, numbers = loss_of(prepared, number)
             accelerator.backward(loss / config.accumulate)
@@ -91,7 +95,9 @@ def _with_average(module: nn.Module, average: MovingAverage, action: Callable[[]
 
 
 def _save(folder: Path, module: nn.Module, optimizer: MuonAdam, average: MovingAverage, done: int) -> None:
-    save_file({name: p.detach().contiguous() for name, p in module.named_parameters()}, folder / "weights.tmp")
+    save_file(
+        {name: p.detach().contiguous() for name, p in module.named_parameters()}, folder / "weights.tmp"
+    )
     save_file({name: w.contiguous() for name, w in average.weights.items()}, folder / "average.safetensors")
     # the optimizer's state is this program's own scratch: read back with weights_only, never shipped
     torch.save({"done": done, "optimizer": optimizer.state_dict()}, folder / "state.tmp")
@@ -110,7 +116,9 @@ def _load(folder: Path, module: nn.Module, optimizer: MuonAdam, average: MovingA
 
 
 def _log(config: LoopConfig, done: int, seconds: float, numbers: dict[str, float]) -> None:
-    line = {"step": done, "seconds": round(seconds, 1)} | {key: round(value, 5) for key, value in numbers.items()}
+    line = {"step": done, "seconds": round(seconds, 1)} | {
+        key: round(value, 5) for key, value in numbers.items()
+    }
     with open(config.folder / "log.jsonl", "a") as file:
         file.write(json.dumps(line) + "\n")
 

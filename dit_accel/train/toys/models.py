@@ -128,7 +128,11 @@ def build_tokenizer(chat: bool = False) -> PreTrainedTokenizerFast:
             single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
         )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=512,
     )
 
 

@@ -40,7 +40,11 @@ class MuonAdam(torch.optim.Optimizer):
 
     def state_dict(self) -> dict:
         """Both inner states; the outer one holds nothing but the learning rate."""
-        return {"muon": self.muon.state_dict(), "adam": self.adam.state_dict(), "lr": self.param_groups[0]["lr"]}
+        return {
+            "muon": self.muon.state_dict(),
+            "adam": self.adam.state_dict(),
+            "lr": self.param_groups[0]["lr"],
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """The inverse of `state_dict`."""
@@ -51,7 +55,14 @@ class MuonAdam(torch.optim.Optimizer):
 
 def _is_matrix(name: str, p: nn.Parameter) -> bool:
     # embeddings, tables and the first and last layers are not maps between hidden spaces: AdamW suits them better
-    tables = ("embed_tokens", "shared", "scale_shift_table", "relative_attention_bias", "proj_out", "conv_out")
+    tables = (
+        "embed_tokens",
+        "shared",
+        "scale_shift_table",
+        "relative_attention_bias",
+        "proj_out",
+        "conv_out",
+    )
     return p.ndim >= 2 and min(p.shape[0], p[0].numel()) > 4 and not any(word in name for word in tables)
 
 

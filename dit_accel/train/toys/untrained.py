@@ -77,7 +77,9 @@ def _qwen_image() -> QwenImagePipeline:
         latents_mean=[0.0] * 8,
         latents_std=[1.0] * 8,
     )
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=1.0, max_shift=0.9, shift_terminal=0.02)
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, shift=1.0, max_shift=0.9, shift_terminal=0.02
+    )
     return QwenImagePipeline(
         tokenizer=build_tokenizer(chat=True),
         text_encoder=_qwen_text_encoder(),
@@ -108,5 +110,10 @@ def _qwen_text_encoder() -> Qwen2_5_VLForConditionalGeneration:
         "out_hidden_size": TEXT_WIDTH,
         "fullatt_block_indexes": [0],
     }
-    tokens = {f"{kind}_token_id": 60 + index for index, kind in enumerate(("vision_start", "vision_end", "image", "video"))}
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens)).eval()
+    tokens = {
+        f"{kind}_token_id": 60 + index
+        for index, kind in enumerate(("vision_start", "vision_end", "image", "video"))
+    }
+    return Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens)
+    ).eval()

@@ -106,7 +106,9 @@ def vae_loss(vae: nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[s
 @torch.no_grad()
 def measure_statistics(vae: nn.Module, batches: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of the latents' channels, over batches of pixels `[B, 3, ...]`."""
-    latents = torch.cat([vae.encode(pixels).latent_dist.mode().transpose(0, 1).flatten(1) for pixels in batches], dim=1)
+    latents = torch.cat(
+        [vae.encode(pixels).latent_dist.mode().transpose(0, 1).flatten(1) for pixels in batches], dim=1
+    )
     return latents.mean(1), latents.std(1)
 
 
