@@ -1,4 +1,4 @@
-"""How near two results are, and how well one shows what its caption says. Frames are `[F, H, W, 3]` in [0, 1]."""
+"""How near two results are, and how well one shows its caption. Frames are `[F, H, W, 3]` in [0, 1]."""
 
 import numpy as np
 import torch
@@ -19,13 +19,13 @@ def psnr(frames: Frames, reference: Frames) -> float:
 def ssim(frames: Frames, reference: Frames) -> float:
     """Mean structural similarity of the frames.
 
-    **Source** Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861 : Gaussian window of 11 pixels, sigma 1.5,
-    K1 0.01, K2 0.03, per channel, over the places where the window fits; agrees with torchmetrics to 1e-4.
+    **Source** Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861 : Gaussian window of 11 pixels,
+    sigma 1.5, K1 0.01, K2 0.03, per channel, over the places where the window fits; agrees with torchmetrics to 1e-4.
     """
     frames, reference = (x.movedim(-1, 1) for x in _pair(frames, reference))  # [F, 3, H, W]
     if min(frames.shape[-2:]) < 11:
         raise ValueError(
-            f"ssim needs frames of at least 11 x 11 pixels, found {tuple(frames.shape[-2:])}; use psnr for these"
+            f"ssim needs frames of at least 11 x 11 pixels, found {tuple(frames.shape[-2:])}; use psnr"
         )
     place = torch.arange(11, dtype=frames.dtype) - 5
     line = torch.exp(-place.square() / (2 * 1.5**2))
@@ -45,7 +45,7 @@ def ssim(frames: Frames, reference: Frames) -> float:
 
 
 def faithfulness(frames: Frames, caption: str) -> float | None:
-    """Share of the caption's attributes (colours, shapes, motions, ground, texture) that the pixels show, in [0, 1].
+    """Share of the caption's attributes (colours, shapes, motions, ground, texture) that are seen, in [0, 1].
 
     None for a caption outside the toys' language: nothing is known about what a real prompt should look like.
     """
@@ -60,7 +60,7 @@ def _pair(frames: Frames, reference: Frames) -> tuple[torch.Tensor, torch.Tensor
     frames, reference = _tensor(frames), _tensor(reference)
     if frames.shape != reference.shape:
         raise ValueError(
-            f"frames of shape {tuple(frames.shape)} and a reference of shape {tuple(reference.shape)} were given; "
+            f"frames of shape {tuple(frames.shape)} and a reference of {tuple(reference.shape)} were given; "
             "compare results of the same size and frame count"
         )
     return frames, reference

@@ -1,4 +1,4 @@
-"""Trains the toy pipelines: `python scripts/train_toys.py vae wan --folder runs/wan_vae`, then `denoiser`, `export`."""
+"""Trains the toy pipelines: first `vae`, then `encode`, the stages of `denoiser`, `export`, `evaluate`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -74,7 +74,7 @@ def denoiser(
 
 @app.command()
 def export(toy: str, folder: Path, vae: Path | None = None, denoiser: Path | None = None) -> None:
-    """Writes TOY to FOLDER as a pipeline; VAE is a run's `vae` folder, DENOISER a run's folder (absent: untrained)."""
+    """Writes TOY to FOLDER; VAE is a run's `vae` folder, DENOISER a run's folder (absent: untrained)."""
     from dit_accel.train.toys.export import build_toy, export_toy
 
     export_toy(build_toy(toy, vae, denoiser), toy, folder)

@@ -121,6 +121,7 @@ def _parse_thing(text: str, caption: str) -> Thing:
 
 def _not_a_sentence(caption: str) -> ToyError:
     return ToyError(
-        f"caption {caption!r} is not of the form 'a COLOUR SHAPE [MOTION] [and ...] on a GROUND TEXTURE background'; "
+        f"caption {caption!r} is not of the form "
+        "'a COLOUR SHAPE [MOTION] [and ...] on a GROUND TEXTURE background'; "
         "for example 'a red ring moving left and a blue square still on a navy striped background'"
     )

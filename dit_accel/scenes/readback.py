@@ -1,7 +1,8 @@
-"""Pixels to attributes: what a clip shows, measured without knowing how it was made, against what a caption says.
+"""Pixels to attributes: what a clip shows, against what a caption says.
 
-Nothing here reads a seed or a layout. A thing is where its colour is; its shape is the one of four templates of the
-same area and centre that covers it best; its motion is the one of nine paths that its centre follows most closely.
+Nothing here reads a seed or a layout. A thing is where its colour is; its shape is the one of four templates
+of the same area and centre that covers it best; its motion is the one of nine paths that its centre follows
+most closely.
 """
 
 import numpy as np
@@ -36,7 +37,7 @@ def score(frames: np.ndarray, scene: Scene) -> float:
 
 
 def attributes(frames: np.ndarray) -> dict:
-    """What is seen: `background`, `texture`, and `things` by colour, each with `shape` and, of a clip, `motion`."""
+    """What is seen: `background`, `texture`, `things` by colour, each with `shape` and, of a clip, `motion`."""
     frames = _shrink(np.asarray(frames, np.float32))
     nearest = _labels(frames)  # [F, Y, X]: index into COLOURS, or -1 for ground
     ground = _ground_colour(frames, nearest)
@@ -80,7 +81,7 @@ def _name_ground(colour: np.ndarray) -> str:
 
 
 def _texture(frames: np.ndarray, nearest: np.ndarray) -> str:
-    """Fits waves of the known period to the ground's brightness, averaged over the frames where it is uncovered."""
+    """Fits waves of the known period to the ground's brightness, averaged over the frames that show it."""
     mask = _is_ground(frames, nearest)
     weight = mask.mean(0)  # [Y, X]
     bright = (frames.mean(-1) * mask).sum(0) / np.maximum(mask.sum(0), 1)
@@ -109,7 +110,7 @@ def _axes(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cover(frames: np.ndarray, nearest: np.ndarray, index: int, ground: np.ndarray) -> np.ndarray:
-    """How much of each pixel is the thing, `[F, Y, X]`: its place on the line from the ground's colour to the thing's."""
+    """How much of each pixel is the thing, `[F, Y, X]`: its place between the ground's colour and the thing's."""
     line = PALETTE[index] - ground
     share = np.clip((frames - ground) @ line / (line @ line), 0, 1)
     off_line = np.linalg.norm(frames - ground - share[..., None] * line, axis=-1)
@@ -126,7 +127,7 @@ def _centres(cover: np.ndarray) -> np.ndarray:
 
 
 def _shape(cover: np.ndarray, centres: np.ndarray, share: np.ndarray) -> str:
-    """The template with the largest soft overlap, summed over the (at most nine) frames where most of it is seen."""
+    """The template of largest soft overlap, summed over at most nine frames where most of the thing is seen."""
     clear = np.flatnonzero(share >= 0.7 * share.max())
     clear = clear[np.linspace(0, len(clear) - 1, min(9, len(clear))).astype(int)]
     y, x = _axes(*cover.shape[1:])
@@ -153,7 +154,7 @@ UNIT_AREA = {shape: _unit_area(shape) for shape in SHAPES}
 
 
 def _motion(centres: np.ndarray, share: np.ndarray) -> str:
-    """The motion whose path, shifted to fit, is nearest to the track (frames where the thing is half hidden left out)."""
+    """The motion whose path, shifted to fit, is nearest to the track (without frames where half is hidden)."""
     use = share > 0.5 * np.median(share)
     track = centres[use] - centres[use].mean(0)
     error = {}

@@ -1,4 +1,4 @@
-"""Scene and seed to pixels: anti-aliased, at any size and frame count. Lengths are in units of the shorter side."""
+"""Scene and seed to pixels: anti-aliased, at any size and frame count. Lengths are in shorter sides."""
 
 import zlib
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ RADIUS = {"video": (0.13, 0.18), "image": (0.15, 0.21)}
 
 @dataclass(frozen=True)
 class Layout:
-    """What the caption leaves open: radii `[K]`, start `[K, 2]` (row, column), texture phase `[2]`, brightness."""
+    """What the caption leaves open: radii `[K]`, starts `[K, 2]` (row, column), texture phase `[2]`."""
 
     radius: np.ndarray
     start: np.ndarray
@@ -24,7 +24,7 @@ class Layout:
 
 
 def render(scene: Scene, seed: int, frames: int = 1, height: int = 64, width: int = 64) -> np.ndarray:
-    """Draws `scene` as float32 `[F, H, W, 3]` in [0, 1]; the same scene and seed give the same clip at every size."""
+    """Draws `scene` as float32 `[F, H, W, 3]` in [0, 1]; a scene and a seed give the same clip at every size."""
     aspect = (height / min(height, width), width / min(height, width))
     layout = lay_out(scene, seed, aspect)
     y = ((np.arange(height, dtype=np.float32) + 0.5) / min(height, width))[:, None]
@@ -80,13 +80,13 @@ def way_of(motion: str | None) -> tuple[int, int]:
 
 
 def progress_of(motion: str | None, frames: int) -> np.ndarray:
-    """The share of the way done, `[F]`: `moving` is even, `darting` waits, crosses in 3/10 of the clip, waits again."""
+    """The share of the way done, `[F]`: `moving` is even; `darting` waits, crosses in 3/10 of the time, waits."""
     time = np.linspace(0, 1, frames, dtype=np.float32) if frames > 1 else np.zeros(1, np.float32)
     return np.clip((time - 0.35) / 0.3, 0, 1) if (motion or "").startswith("darting") else time
 
 
 def distance(shape: str, dy: np.ndarray, dx: np.ndarray, radius: float) -> np.ndarray:
-    """Signed distance (negative inside) to a shape of about `radius`, centred at the origin; areas are similar."""
+    """Signed distance (negative inside) to a shape of about `radius` around the origin; areas are similar."""
     if shape == "square":
         return np.maximum(np.abs(dy), np.abs(dx)) - 0.88 * radius
     if shape == "triangle":

@@ -1,5 +1,7 @@
 """The renderer: one scene, every size."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ CAPTION = "a red disc moving left and a blue square still on a navy striped back
 def test_a_clip_is_floats_within_one_and_repeats_exactly():
     clip = render(parse(CAPTION), 7, frames=9, height=48, width=64)
     assert clip.shape == (9, 48, 64, 3) and clip.dtype == np.float32
-    assert 0 <= clip.min() and clip.max() <= 1
+    assert clip.min() >= 0 and clip.max() <= 1
     np.testing.assert_array_equal(clip, render(parse(CAPTION), 7, frames=9, height=48, width=64))
 
 
@@ -34,7 +36,7 @@ def test_a_still_clip_stands_still_and_a_moving_one_ends_elsewhere():
     assert np.array_equal(still[0], still[-1])
     moving = render(parse("a red disc moving up on a navy plain background"), 0, frames=5)
     rows = [np.nonzero(frame[..., 0] > 0.5)[0].mean() for frame in moving]
-    assert all(later < earlier for earlier, later in zip(rows, rows[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(rows))
 
 
 @pytest.mark.parametrize("seed", range(8))

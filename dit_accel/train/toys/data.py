@@ -1,4 +1,4 @@
-"""What training may see, by construction: seeds below `FIRST_UNSEEN_SEED` and captions that are not held out."""
+"""What training may see, by construction: seeds below `FIRST_UNSEEN_SEED`, captions that are not held out."""
 
 import numpy as np
 

@@ -1,9 +1,9 @@
-"""Flow matching on cached latents: x_sigma = (1 - sigma) x0 + sigma noise, and the transformer predicts noise - x0.
+"""Flow matching on cached latents: x_sigma = (1 - sigma) x0 + sigma noise; predicted is noise - x0.
 
 Three things make it affordable on a CPU, and none of them changes what the pipeline computes:
-- `toys/wan` first sees a few of a clip's latent frames at a time, at their true places in time (`FrameWindow`);
-- `toys/wan`'s 512 text keys are the real words and ONE zero key that counts for all the padding (`PaddingKey`);
-- `toys/pixart` first sees whole scenes at a quarter of the area: its position table stretches to the same range.
+- `toys/wan` first sees a few of a clip's latent frames at a time, at their true times (`FrameWindow`);
+- `toys/wan`'s 512 text keys are the real words and ONE zero key that counts for all padding (`PaddingKey`);
+- `toys/pixart` first sees whole scenes at a quarter of the area: its position table stretches to fit.
 """
 
 import math
@@ -27,7 +27,7 @@ MAX_WORDS = 20
 
 
 class PaddingKey:
-    """Makes every cross-attention treat its last key as `count` equal keys: an additive mask of log(count)."""
+    """Makes cross-attention treat its last key as many equal keys: an additive mask of log(count)."""
 
     def __init__(self, transformer: nn.Module):
         self.mask: torch.Tensor | None = None
@@ -39,7 +39,7 @@ class PaddingKey:
         return hidden, text, None if self.mask is None else self.mask.to(text.dtype), None
 
     def set(self, lengths: torch.Tensor, width: int) -> None:
-        """`lengths` `[B]`: real words of each prompt among `width` keys, to which the zero key is appended."""
+        """`lengths` `[B]`: real words of each prompt among `width` keys; the zero key comes after them."""
         place = torch.arange(width, device=lengths.device)
         words = torch.zeros(len(lengths), width, device=lengths.device)
         words = words.masked_fill(place[None] >= lengths[:, None], -math.inf)
@@ -87,7 +87,7 @@ class Task:
         captions: list[str],
         frames: Sequence[int] | None = None,
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """`latents` `[B, C, F, Y, X]` or `[B, C, Y, X]`, normalised as the pipeline does; `frames` keeps some of F."""
+        """`latents` `[B, C, F, Y, X]` or `[B, C, Y, X]`, normalised; `frames` keeps some of F."""
         captions = [caption if torch.rand(()) > DROP_TEXT else "" for caption in captions]
         if frames is not None:
             latents = latents[:, :, list(frames)]
@@ -133,14 +133,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage sees: `batch` samples a step from the pools named `pool-*`, and of videos `window` latent frames."""
+    """A stage sees `batch` samples a step from the pools `pool-*`, and of each video `window` latent frames."""
 
     pool: str
     batch: int
     window: int = 0
 
     def frames(self, number: int, total: int) -> list[int] | None:
-        """The frames of batch `number`: random, in order, and a quarter of the time with both ends of the clip."""
+        """The frames of batch `number`: random, in order, a quarter of the time with both ends of the clip."""
         if not self.window or self.window >= total:
             return None
         rng = np.random.default_rng([number, self.window])
@@ -164,7 +164,7 @@ STAGES = {
 def train_denoiser(
     toy: str, stage: str, pools: Path, config: LoopConfig, start: Path | None = None
 ) -> Denoiser:
-    """Trains one stage. `start` is the folder of an earlier stage, whose weights (not the average) it goes on from."""
+    """Trains one stage, from the weights (not the average) of an earlier stage in the folder `start`."""
     torch.manual_seed(config.seed)
     denoiser = build_denoiser(toy)
     if start is not None:
@@ -172,7 +172,7 @@ def train_denoiser(
     plan, task = STAGES[toy][stage], Task(toy, denoiser)
     pool = Pool(list(pools.glob(f"{plan.pool}-*.safetensors")), config.seed)
 
-    # at a few hundred tokens, plain matrix products in bf16 beat the CPU's fused attention, whose backward is slow
+    # at a few hundred tokens plain matrix products in bf16 beat the CPU's fused attention
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     attention = SDPBackend.MATH if stage in ("frame", "pair", "small") else SDPBackend.FLASH_ATTENTION
 

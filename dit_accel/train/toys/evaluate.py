@@ -1,4 +1,4 @@
-"""What a toy is worth, measured: reconstruction, faithfulness, half the steps, attention's share of the time."""
+"""What a toy is worth: reconstruction, faithfulness, half the steps, attention's share of the time."""
 
 import json
 import time
@@ -77,7 +77,7 @@ def measure_reconstruction(folder: Path, count: int) -> list[float]:
 
 
 def measure_attention_share(folder: Path, repeats: int = 3) -> float:
-    """Self-attention modules' share of the transformer's seconds at the default size, one thread count as it is."""
+    """Self-attention modules' share of the transformer's seconds at the default size."""
     pipeline, defaults = load_toy(folder)
     spent = {"attention": 0.0, "all": 0.0}
     transformer = pipeline.transformer

@@ -14,7 +14,7 @@ from dit_accel.train.toys.vae import build_vae
 
 
 def build_toy(toy: str, vae: Path | None = None, denoiser: Path | None = None) -> DiffusionPipeline:
-    """A toy's pipeline. `vae` is a folder in diffusers format, `denoiser` a run's folder; without them: untrained."""
+    """A toy's pipeline; `vae` is a folder in diffusers format, `denoiser` a run's, None means untrained."""
     if toy not in ("wan", "pixart"):
         return build_untrained(toy)
     torch.manual_seed(0)

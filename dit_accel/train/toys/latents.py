@@ -1,4 +1,4 @@
-"""Pools of latents of training scenes, encoded once and kept on disk in half precision, with their captions."""
+"""Pools of latents of training scenes: encoded once, on disk in half precision, with their captions."""
 
 import json
 import math
@@ -30,10 +30,7 @@ def normalise(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
 def encode_pool(
     vae: nn.Module, file: Path, count: int, seed: int, size: int, frames: int = 1, batch: int = 4
 ) -> None:
-    """Renders and encodes `count` training scenes into `file`: latents `[count, C, (F,) Y, X]`, captions as metadata.
-
-    A still thing's pictures and clips are all different, so a pool is never repeated under another seed.
-    """
+    """Renders and encodes `count` training scenes: latents `[count, C, (F,) Y, X]`, captions as metadata."""
     rng = np.random.default_rng([seed, size, frames])
     captions, parts = [], []
     for start in range(0, count, batch):
@@ -51,7 +48,7 @@ def encode_pool(
 
 
 class Pool:
-    """Pool files opened together; batches are drawn by step number, so that a resumed run draws the same ones."""
+    """Pool files opened together; batches are drawn by number, so that a resumed run draws the same ones."""
 
     def __init__(self, files: list[Path], seed: int):
         self.seed, self.latents, self.captions = seed, [], []

@@ -1,9 +1,10 @@
-"""One training loop for all toys, under accelerate: warm-up, constant rate, linear end; resumes identically."""
+"""One training loop for all toys, under accelerate: warm-up, constant, linear end; resumes identically."""
 
 import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ class LoopConfig:
 
 
 def learning_rate(config: LoopConfig, step: int) -> float:
-    """Warm-up, constant, linear to zero: extending `steps` leaves everything before the cool-down as it was."""
+    """Warm-up, constant, linear to zero: more `steps` leave everything before the cool-down as it was."""
     rise = min(1.0, (step + 1) / max(config.warmup, 1))
     fall = min(1.0, (config.steps - step) / max(config.cooldown, 1))
     return config.lr * min(rise, fall)
@@ -46,9 +47,9 @@ def train(
 ) -> None:
     """Trains `module` in place up to `config.steps`, from the folder's checkpoint if it has one.
 
-    All randomness of a step comes from (seed, step), so a run that was interrupted and resumed gives the weights of
-    one that was not. At the end `module` holds the moving average. `on_save(step)` is called, with the average in
-    place, after each checkpoint.
+    All randomness of a step comes from (seed, step), so a run that was interrupted and resumed gives the weights
+    of one that was not. At the end `module` holds the moving average. `on_save(step)` is called, with the
+    average in place, after each checkpoint.
     """
     accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
     optimizer = MuonAdam(module.named_parameters(), config.lr)
@@ -81,7 +82,7 @@ def train(
         if accelerator.is_main_process and (done % config.save_every == 0 or done == config.steps):
             _save(config.folder, module, optimizer, average, done)
             if on_save is not None:
-                _with_average(module, average, lambda: on_save(done))
+                _with_average(module, average, partial(on_save, done))
     average.copy_to(module)
 
 

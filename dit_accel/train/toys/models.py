@@ -1,4 +1,4 @@
-"""The toys' parts, built from real diffusers and transformers classes, and the pipelines put together from them."""
+"""The toys' parts, from real diffusers and transformers classes, and the pipelines made of them."""
 
 from dataclasses import dataclass
 
@@ -113,8 +113,8 @@ def build_text_encoder(model_class: type, config_class: type) -> nn.Module:
 def build_tokenizer(chat: bool = False) -> PreTrainedTokenizerFast:
     """One token per word, lower case, `</s>` at the end: so "" is one token, as with T5.
 
-    With `chat` there is no `</s>`; the marks of Qwen's chat template are tokens, and so is the end of a line. Then
-    the template's head has the 34 tokens that the pipeline cuts off.
+    With `chat` there is no `</s>`; the marks of Qwen's chat template are tokens, and so is the end of a line.
+    Then the template's head has the 34 tokens that the pipeline cuts off.
     """
     marks = ("<|im_start|>", "<|im_end|>", "\n") if chat else ()
     vocabulary = {word: index for index, word in enumerate(("<pad>", "</s>", "<unk>", *WORDS, *marks))}

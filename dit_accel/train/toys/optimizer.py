@@ -1,7 +1,7 @@
-"""Muon for every weight that is a matrix (convolutions seen as matrices), AdamW for the rest, and a moving average.
+"""Muon for every weight that is a matrix (convolutions seen as matrices), AdamW for the rest; an average.
 
-Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon ; the optimizer is `torch.optim.Muon`. On the toys'
-autoencoders it reached in one minute what AdamW alone reached in ten.
+Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon ; the optimizer is `torch.optim.Muon`.
+On the toys' autoencoders it reached in one minute what AdamW alone reached in ten.
 """
 
 from collections.abc import Iterable
@@ -11,10 +11,10 @@ from torch import nn
 
 
 class MuonAdam(torch.optim.Optimizer):
-    """One optimizer to the outside, two inside. `lr` is AdamW's; Muon's update is scaled to the same root mean square.
+    """One optimizer outside, two inside. `lr` is AdamW's; Muon's is `muon_factor` times that, at equal update size.
 
-    A weight of more than two axes gets a matrix view as Muon's leaf: it shares the storage, only the gradient is
-    handed over at each step.
+    A weight of more than two axes gets a matrix view as Muon's leaf: it shares the storage, only the gradient
+    is handed over at each step.
     """
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], lr: float, muon_factor: float = 3.0):
@@ -54,7 +54,7 @@ class MuonAdam(torch.optim.Optimizer):
 
 
 def _is_matrix(name: str, p: nn.Parameter) -> bool:
-    # embeddings, tables and the first and last layers are not maps between hidden spaces: AdamW suits them better
+    # embeddings, tables and last layers are not maps between hidden spaces: AdamW suits them better
     tables = (
         "embed_tokens",
         "shared",
@@ -67,7 +67,7 @@ def _is_matrix(name: str, p: nn.Parameter) -> bool:
 
 
 class MovingAverage:
-    """Exponential moving average of a module's weights; the horizon grows with the steps done, up to `decay`."""
+    """Exponential moving average of a module's weights; its horizon grows with the steps, up to `decay`."""
 
     def __init__(self, module: nn.Module, decay: float = 0.999):
         self.decay = decay

@@ -1,4 +1,4 @@
-"""`toys/cogvideox` and `toys/qwen_image`: real classes with random weights, for everything but picture quality."""
+"""`toys/cogvideox` and `toys/qwen_image`: real classes, random weights, for all but picture quality."""
 
 import torch
 from diffusers import (

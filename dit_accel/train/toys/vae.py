@@ -51,7 +51,7 @@ def video_batch(seed: int, step: int, batch: int = 4, frames: int = 17, size: in
 
 
 def image_batch(seed: int, step: int, batch: int = 6, size: int = 128) -> torch.Tensor:
-    """Training pictures `[B, 3, H, W]` in [-1, 1]: half of them small whole scenes, half windows of large ones."""
+    """Training pictures `[B, 3, H, W]` in [-1, 1]: half small whole scenes, half windows of large ones."""
     rng = np.random.default_rng([seed, step])
     pictures = []
     for index in range(batch):
@@ -113,12 +113,12 @@ def measure_statistics(vae: nn.Module, batches: list[torch.Tensor]) -> tuple[tor
 
 
 def train_vae(toy: str, config: LoopConfig) -> nn.Module:
-    """Trains the autoencoder of `toy` and saves it, with the statistics of its latents, in `config.folder / "vae"`."""
+    """Trains the autoencoder of `toy`; saves it, with its latents' statistics, in `config.folder / "vae"`."""
     torch.manual_seed(config.seed)
     vae = build_vae(toy)
 
     def loss_of(module: nn.Module, number: int) -> tuple[torch.Tensor, dict[str, float]]:
-        # most windows are short, for speed; every fourth is longer, so that the causal caches reach their steady state
+        # most windows are short, for speed; every fourth is longer, so that the causal caches settle
         pixels = video_batch(config.seed, number, 2, 17 if number % 4 == 3 else 9) if toy == "wan" else None
         return vae_loss(module, image_batch(config.seed, number) if pixels is None else pixels)
 
