@@ -20,7 +20,7 @@ def ssim(frames: Frames, reference: Frames) -> float:
     """Mean structural similarity of the frames.
 
     **Source** Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861 : Gaussian window of 11 pixels,
-    sigma 1.5, K1 0.01, K2 0.03, per channel, over the places where the window fits; agrees with torchmetrics to 1e-4.
+    sigma 1.5, K1 0.01, K2 0.03, per channel, over the places where the whole window fits.
     """
     frames, reference = (x.movedim(-1, 1) for x in _pair(frames, reference))  # [F, 3, H, W]
     if min(frames.shape[-2:]) < 11:

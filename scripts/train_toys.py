@@ -1,5 +1,6 @@
 """Trains the toy pipelines: first `vae`, then `encode`, the stages of `denoiser`, `export`, `evaluate`."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -78,6 +79,30 @@ def export(toy: str, folder: Path, vae: Path | None = None, denoiser: Path | Non
     from dit_accel.train.toys.export import build_toy, export_toy
 
     export_toy(build_toy(toy, vae, denoiser), toy, folder)
+
+
+@app.command()
+def evaluate(
+    folder: Path,
+    count: Annotated[
+        int, typer.Option(help="Unseen pairs for faithfulness; the other measures take a few.")
+    ] = 50,
+    part: Annotated[
+        int, typer.Option(help="Of PARTS processes that share the pairs, this one's number.")
+    ] = 0,
+    parts: int = 1,
+    faithfulness_only: bool = False,
+    threads: Threads = 0,
+) -> None:
+    """Measures the toy in FOLDER and prints one JSON object."""
+    from dit_accel.train.toys import evaluate as measure
+
+    _threads(threads)
+    values = measure.measure_faithfulness(folder, count, part, parts)
+    result: dict = {"faithfulness": sum(values) / len(values), "pairs": len(values), "each": values}
+    if not faithfulness_only:
+        result |= measure.measure_rest(folder)
+    typer.echo(json.dumps(result))
 
 
 @app.callback()

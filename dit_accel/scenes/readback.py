@@ -37,7 +37,7 @@ def score(frames: np.ndarray, scene: Scene) -> float:
 
 
 def attributes(frames: np.ndarray) -> dict:
-    """What is seen: `background`, `texture`, `things` by colour, each with `shape` and, of a clip, `motion`."""
+    """What is seen: `background`, `texture`, `things` by colour with `shape` and, of clips, `motion`."""
     frames = _shrink(np.asarray(frames, np.float32))
     nearest = _labels(frames)  # [F, Y, X]: index into COLOURS, or -1 for ground
     ground = _ground_colour(frames, nearest)
@@ -110,7 +110,7 @@ def _axes(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cover(frames: np.ndarray, nearest: np.ndarray, index: int, ground: np.ndarray) -> np.ndarray:
-    """How much of each pixel is the thing, `[F, Y, X]`: its place between the ground's colour and the thing's."""
+    """How much of each pixel is the thing, `[F, Y, X]`: its place between both colours."""
     line = PALETTE[index] - ground
     share = np.clip((frames - ground) @ line / (line @ line), 0, 1)
     off_line = np.linalg.norm(frames - ground - share[..., None] * line, axis=-1)
@@ -127,7 +127,7 @@ def _centres(cover: np.ndarray) -> np.ndarray:
 
 
 def _shape(cover: np.ndarray, centres: np.ndarray, share: np.ndarray) -> str:
-    """The template of largest soft overlap, summed over at most nine frames where most of the thing is seen."""
+    """The template of largest soft overlap, over at most nine frames that show most of the thing."""
     clear = np.flatnonzero(share >= 0.7 * share.max())
     clear = clear[np.linspace(0, len(clear) - 1, min(9, len(clear))).astype(int)]
     y, x = _axes(*cover.shape[1:])
@@ -154,7 +154,7 @@ UNIT_AREA = {shape: _unit_area(shape) for shape in SHAPES}
 
 
 def _motion(centres: np.ndarray, share: np.ndarray) -> str:
-    """The motion whose path, shifted to fit, is nearest to the track (without frames where half is hidden)."""
+    """The motion whose path, shifted to fit, is nearest to the track (without frames where it is hidden)."""
     use = share > 0.5 * np.median(share)
     track = centres[use] - centres[use].mean(0)
     error = {}

@@ -24,7 +24,7 @@ class Layout:
 
 
 def render(scene: Scene, seed: int, frames: int = 1, height: int = 64, width: int = 64) -> np.ndarray:
-    """Draws `scene` as float32 `[F, H, W, 3]` in [0, 1]; a scene and a seed give the same clip at every size."""
+    """Draws `scene` as float32 `[F, H, W, 3]` in [0, 1]; the same clip at every size."""
     aspect = (height / min(height, width), width / min(height, width))
     layout = lay_out(scene, seed, aspect)
     y = ((np.arange(height, dtype=np.float32) + 0.5) / min(height, width))[:, None]
@@ -80,7 +80,7 @@ def way_of(motion: str | None) -> tuple[int, int]:
 
 
 def progress_of(motion: str | None, frames: int) -> np.ndarray:
-    """The share of the way done, `[F]`: `moving` is even; `darting` waits, crosses in 3/10 of the time, waits."""
+    """The share of the way done, `[F]`: `moving` is even; `darting` crosses in its middle 3/10."""
     time = np.linspace(0, 1, frames, dtype=np.float32) if frames > 1 else np.zeros(1, np.float32)
     return np.clip((time - 0.35) / 0.3, 0, 1) if (motion or "").startswith("darting") else time
 

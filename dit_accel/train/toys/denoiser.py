@@ -58,7 +58,7 @@ class FrameWindow:
     def _hook(self, module: nn.Module, args: tuple, output: tuple) -> tuple | None:
         if self.frames is None:
             return None
-        batch, channels, _, height, width = args[0].shape
+        height, width = args[0].shape[-2:]
         whole = type(module).forward(module, args[0].new_empty(1, 1, max(self.frames) + 1, height, width))
         area = height * width
         return tuple(table.unflatten(1, (-1, area))[:, list(self.frames)].flatten(1, 2) for table in whole)
@@ -133,14 +133,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage sees `batch` samples a step from the pools `pool-*`, and of each video `window` latent frames."""
+    """A stage sees `batch` samples a step from pools `pool-*`, and of videos `window` latent frames."""
 
     pool: str
     batch: int
     window: int = 0
 
     def frames(self, number: int, total: int) -> list[int] | None:
-        """The frames of batch `number`: random, in order, a quarter of the time with both ends of the clip."""
+        """The frames of batch `number`: random, in order, one time in four with both ends of the clip."""
         if not self.window or self.window >= total:
             return None
         rng = np.random.default_rng([number, self.window])

@@ -90,6 +90,16 @@ def measure_attention_share(folder: Path, repeats: int = 3) -> float:
     return spent["attention"] / spent["all"]
 
 
+def measure_rest(folder: Path, count: int = 8) -> dict[str, float]:
+    """Everything but faithfulness: reconstruction and half the steps in dB, attention's share, bytes of weights."""
+    return {
+        "reconstruction_psnr": float(np.mean(measure_reconstruction(folder, count))),
+        "half_steps_psnr": float(np.mean(measure_half_steps(folder, count // 2))),
+        "attention_share": measure_attention_share(folder),
+        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+    }
+
+
 def _time(module: nn.Module, spent: dict[str, float], key: str) -> None:
     forward = module.forward
 

@@ -36,7 +36,7 @@ class Defaults:
 
 
 DEFAULTS = {
-    "wan": Defaults(64, 64, 33, 24, 4.0, 12, True),
+    "wan": Defaults(64, 64, 33, 20, 4.0, 12, True),
     "pixart": Defaults(256, 256, 1, 20, 4.0, 1, True),
     "cogvideox": Defaults(64, 64, 17, 20, 4.0, 8, False),
     "qwen_image": Defaults(128, 128, 1, 20, 4.0, 1, False),

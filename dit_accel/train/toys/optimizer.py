@@ -11,7 +11,7 @@ from torch import nn
 
 
 class MuonAdam(torch.optim.Optimizer):
-    """One optimizer outside, two inside. `lr` is AdamW's; Muon's is `muon_factor` times that, at equal update size.
+    """One optimizer outside, two inside; `lr` is AdamW's, Muon's is `muon_factor` times that.
 
     A weight of more than two axes gets a matrix view as Muon's leaf: it shares the storage, only the gradient
     is handed over at each step.
