@@ -169,6 +169,7 @@ def _sublayer(
         out = run(*args, **kwargs)
         units.keep(session, key, track, branch, _as_tuple(out), planned=entry.computes)
         return out
+    units.keep(session, key, track, branch, value, planned=True)
     # copies: a caller may add to them in place
     return value[0].clone() if len(value) == 1 else tuple(x.clone() for x in value)
 

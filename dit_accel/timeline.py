@@ -2,8 +2,8 @@
 
 Rules (steps k, branches cond before uncond):
     reuse needs an output computed on its own branch at most max_age steps before;
-    share needs cond computed at the same step and, with `difference`, a difference at most max_age steps old,
-    stored at a step at which both branches computed; cond itself never shares.
+    share needs cond's answer of the same step, computed or reused, and, with `difference`, a difference at most
+    max_age steps old, stored at a step at which both branches computed; cond itself never shares.
 In [attention] an entry that breaks a rule computes: that is how an interval of `reuse` refreshes itself.
 In [timeline] the letters are explicit, so there it is an error.
 """
@@ -149,8 +149,6 @@ class _Lane:
     def _why_not(self, method: Any, shares: bool, step: int, branch: str) -> str | None:
         if method.max_age == 0:
             return "its max_age is 0"
-        if shares and not self._computed(step, "cond"):
-            return "cond is not computed at this step"
         if shares and not method.difference:
             return None
         last = self.last_difference if shares else self.last_out.get(branch)
@@ -171,7 +169,8 @@ class _Lane:
 
     def _keeps(self, step: int, branch: str) -> list[str]:
         if not self._computed(step, branch):
-            return []
+            # a reused output of cond can still be shared
+            return [SHARED] if branch == "cond" and self._shares(step) else []
         names = [OUT] if self._read_later(step, branch, shared=False) else []
         stores_difference = self._stores_difference(step)
         if branch == "uncond" and stores_difference:
