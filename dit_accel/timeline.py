@@ -86,7 +86,9 @@ def lay(
     """Lay every head of one site over the steps."""
     heads = len(letters["cond"][0])
     lanes = [
-        _Lane({b: "".join(text[head] for text in letters[b]) for b in BRANCHES}, method_of, strict, few, steps)
+        _Lane(
+            {b: "".join(text[head] for text in letters[b]) for b in BRANCHES}, method_of, strict, few, steps
+        )
         for head in range(heads)
     ]
     all_steps = range(len(letters["cond"]))
@@ -112,7 +114,12 @@ class _Lane:
     """One head of one site: a forward pass decides what runs, a backward look what must be kept."""
 
     def __init__(
-        self, letters: Mapping[str, str], method_of: Any, strict: str | None, few: bool, runs: frozenset[int] | None
+        self,
+        letters: Mapping[str, str],
+        method_of: Any,
+        strict: str | None,
+        few: bool,
+        runs: frozenset[int] | None,
     ):
         self.strict, self.few, self.upgraded, self.runs = strict, few, 0, runs
         self.last_out: dict[str, int] = {}
@@ -193,6 +200,10 @@ class _Lane:
             if self._computed(later, branch):
                 if not shared or self._computed(later, "cond"):
                     return False
-            elif method is not None and hasattr(method, "difference") == shared and getattr(method, "difference", True):
+            elif (
+                method is not None
+                and hasattr(method, "difference") == shared
+                and getattr(method, "difference", True)
+            ):
                 return True
         return False
