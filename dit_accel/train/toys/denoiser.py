@@ -48,20 +48,26 @@ class PaddingKey:
 
 
 class FrameWindow:
-    """Gives the rotary table the true latent frame numbers when only some frames of a clip are present."""
+    """Gives the rotary table the true places of a sample that is part of a clip, or a smaller picture of it.
+
+    `frames` are the latent frame numbers present; `stride` is the distance of neighbours in Y and X: 2 for a scene
+    drawn at half the size, so that its things are as far apart as at full size.
+    """
 
     def __init__(self, transformer: nn.Module):
         self.frames: Sequence[int] | None = None
+        self.stride = 1
         self.rope = transformer.rope
         self.rope.register_forward_hook(self._hook)
 
     def _hook(self, module: nn.Module, args: tuple, output: tuple) -> tuple | None:
-        if self.frames is None:
+        if self.frames is None and self.stride == 1:
             return None
-        height, width = args[0].shape[-2:]
-        whole = type(module).forward(module, args[0].new_empty(1, 1, max(self.frames) + 1, height, width))
-        area = height * width
-        return tuple(table.unflatten(1, (-1, area))[:, list(self.frames)].flatten(1, 2) for table in whole)
+        frames = list(range(args[0].shape[2]) if self.frames is None else self.frames)
+        height, width = (size * self.stride for size in args[0].shape[-2:])
+        whole = type(module).forward(module, args[0].new_empty(1, 1, max(frames) + 1, height, width))
+        grids = (table.unflatten(1, (-1, height, width))[:, frames] for table in whole)  # [1, F, Y, X, 1, D]
+        return tuple(grid[:, :, :: self.stride, :: self.stride].flatten(1, 3) for grid in grids)
 
 
 def sample_sigma(count: int, shift: float) -> torch.Tensor:
@@ -138,6 +144,7 @@ class Stage:
     pool: str
     batch: int
     window: int = 0
+    stride: int = 1
 
     def frames(self, number: int, total: int) -> list[int] | None:
         """The frames of batch `number`: random, in order, one time in four with both ends of the clip."""
@@ -154,7 +161,7 @@ STAGES = {
     "wan": {
         "frame": Stage("video64", 32, 1),
         "pair": Stage("video64", 12, 2),
-        "few": Stage("video64", 6, 4),
+        "small": Stage("video32", 12, stride=2),
         "full": Stage("video64", 4),
     },
     "pixart": {"small": Stage("image128", 32), "full": Stage("image256", 8)},
@@ -170,11 +177,13 @@ def train_denoiser(
     if start is not None:
         denoiser.load_state_dict(load_file(start / "weights.safetensors"), strict=False)
     plan, task = STAGES[toy][stage], Task(toy, denoiser)
+    if toy == "wan":
+        task.window.stride = plan.stride
     pool = Pool(list(pools.glob(f"{plan.pool}-*.safetensors")), config.seed)
 
     # at a few hundred tokens plain matrix products in bf16 beat the CPU's fused attention
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-    attention = SDPBackend.MATH if stage in ("frame", "pair", "small") else SDPBackend.FLASH_ATTENTION
+    attention = SDPBackend.MATH if stage != "full" else SDPBackend.FLASH_ATTENTION
 
     def loss_of(module: nn.Module, number: int) -> tuple[torch.Tensor, dict[str, float]]:
         latents, captions = pool.batch(number, plan.batch)
