@@ -42,7 +42,7 @@ class Plan:
         lines = [f"{len(self.levels)} steps, noise level {self.levels[0]:.3f} to {self.levels[-1]:.3f}"]
         for (component, site), track in (*self.timeline.items(), *self.attention.items()):
             for branch in track.branches:
-                steps = " ".join(entry.letters for entry in track.entries[branch])
+                steps = " ".join(track.entry(step, branch).letters for step in range(len(self.levels)))
                 lines.append(f"{component}.{site:<24} {branch:<7} {steps}")
         lines.append("  ".join(f"{letter} {name}" for letter, name in self.legend.items()))
         return "\n".join([*lines, *self.notes])
