@@ -100,6 +100,15 @@ def test_an_odd_size_keeps_its_pixels_in_mp4(tmp_path):
     assert iio.immeta(tmp_path / "x.mp4")["fps"] == 8
 
 
+def test_a_gif_keeps_its_frames_and_its_pace(tmp_path):
+    import imageio.v3 as iio
+
+    frames = np.random.default_rng(0).random((4, 16, 16, 3))
+    media.save(tmp_path / "x.gif", frames, fps=10)
+    assert iio.imread(tmp_path / "x.gif").shape == (4, 16, 16, 3)
+    assert iio.immeta(tmp_path / "x.gif")["duration"] == 100
+
+
 def test_endings_are_checked_before_the_work(tmp_path):
     with pytest.raises(BadUsage, match="Change the ending"):
         media.check_suffix(tmp_path / "x.mp4", "image")
