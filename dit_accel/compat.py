@@ -22,7 +22,7 @@ class _Nothing(BaseState):
 
 def context_receiver() -> StateManager:
     """An attribute that `model.cache_context(...)` will write its context to."""
-    return StateManager(_Nothing)
+    return StateManager(_Nothing)  # pyright: ignore[reportArgumentType]
 
 
 def current_context(receiver: StateManager) -> tuple[str, int | None] | None:
@@ -53,7 +53,7 @@ def attention_over_shards(
     def forward_op(_: Any, q: Tensor, k: Tensor, v: Tensor, shard_mask: Tensor | None, *__: Any, **___: Any):
         return attend(q, k, v, shard_mask)
 
-    return attention_dispatch._templated_context_parallel_attention(
+    return attention_dispatch._templated_context_parallel_attention(  # pyright: ignore[reportReturnType]
         query, key, value, mask, 0.0, False, scale, False, False,
         forward_op=forward_op, backward_op=None, _parallel_config=config,
     )  # fmt: skip
@@ -88,9 +88,8 @@ def noise_levels(scheduler: Any, timesteps: Tensor) -> tuple[float, ...]:
     """
     train = scheduler.config.get("num_train_timesteps", 1000)
     alphas = getattr(scheduler, "alphas_cumprod", None)
-    flow = alphas is None or scheduler.config.get("prediction_type") == "flow_prediction"
     values = timesteps.detach().float().cpu()
-    if flow:
+    if alphas is None or scheduler.config.get("prediction_type") == "flow_prediction":
         return tuple(float(x) for x in (values / train).clamp(0, 1))
     alpha = alphas.float().cpu()[values.round().long().clamp(0, len(alphas) - 1)]
     noise, signal = (1 - alpha).sqrt(), alpha.sqrt()

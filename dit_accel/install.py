@@ -5,6 +5,7 @@ it is put there, so a failure half-way and a later `restore` run the same list b
 """
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -43,7 +44,7 @@ class Installation:
         self.installed = Installed(session)
         self._undo: list[Callable[[], None]] = []
         self._proxies: dict[tuple[Any, ...], Proxy] = {}
-        self._gated = _sublayer_sites(session)
+        self.gated = _sublayer_sites(session)
         self.block_hooks: list[BlockHook] = []
         try:
             for component, module in self.modules.items():
@@ -79,7 +80,7 @@ class Installation:
                 target = module.get_submodule(block)
                 self._hook(target, hook, BLOCK)
                 self.block_hooks.append(hook)
-                hook.take_compiled_call(target, self.defer)
+                hook.take_compiled_call(self.defer)
         HookRegistry.check_if_exists_or_initialize(module).invalidate_child_registries_cache()
 
     def _spans(self, component: str) -> list[Span]:
@@ -116,7 +117,7 @@ class Installation:
     def _claim(self, key: Key, attention: nn.Module) -> None:
         original: Any = attention.processor
         state = tuple(sorted((name, id(value)) for name, value in vars(original).items()))
-        gate = self._gate if key in self._gated else None
+        gate = self._gate if key in self.gated else None
         kind = (type(original), state, gate is not None)
         if kind not in self._proxies:
             self._proxies[kind] = make_proxy(original, gate)
@@ -207,7 +208,7 @@ class RootHook(ModelHook):
         session.begin(self.component, module.config, compat.current_context(self.receiver), inputs)
         self.installation.claim_processors(self.component)
         for hook in self.installation.block_hooks:
-            hook.take_compiled_call(None, self.installation.defer)
+            hook.take_compiled_call(self.installation.defer)
         predict.check_memory(session, module, inputs)
 
     def reset_state(self, module: nn.Module) -> nn.Module:
@@ -222,21 +223,26 @@ class BlockHook(ModelHook):
         super().__init__()
         self.session, self.member, self.family = session, member, family
         self.compiled: Callable[..., Any] | None = None
+        self._stand_in: Callable[..., Any] | None = None
 
     def initialize_hook(self, module: nn.Module) -> nn.Module:
         self.module = module
         self.signature = inspect.signature(type(module).forward)
         return module
 
-    def take_compiled_call(self, _: nn.Module | None, defer: Callable[[Callable[[], None]], None]) -> None:
-        """Move a compiled call that the user put on the block beneath this hook."""
+    def take_compiled_call(self, defer: Callable[[Callable[[], None]], None]) -> None:
+        """If the user compiled this block, stand in front of the compiled call instead of inside its graph.
+
+        Dynamo guards on the identity of a hooked `forward`, which would compile every layer anew.
+        """
         call = compat.compiled_call(self.module)
-        if call is None:
+        if call is None or call is self._stand_in:
             return
-        compat.set_compiled_call(self.module, None)
-        self.compile_beneath()
+        HookRegistry.check_if_exists_or_initialize(self.module).remove_hook(BLOCK, recurse=False)
+        self.compiled = call
+        self._stand_in = functools.partial(self.new_forward, self.module)
+        compat.set_compiled_call(self.module, self._stand_in)
         defer(lambda: compat.set_compiled_call(self.module, call))
-        self.session.note("blocks of spans are compiled beneath their hooks")
 
     def compile_beneath(self, **arguments: Any) -> None:
         """Compile what this hook calls."""

@@ -6,11 +6,12 @@ change it, and a buffer is reused from step to step.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Address = tuple[str, str, str, tuple]  # component, site, branch, layout
+Address = tuple[str, str, str, tuple[Any, ...]]  # component, site, branch, layout
 
 
 @dataclass

@@ -189,7 +189,7 @@ class _Reader:
 
     def notes(self, *tables: Mapping[Key, Track]) -> list[str]:
         """What the user should know of how this recipe was fitted to this run."""
-        notes = []
+        notes: list[str] = []
         if self.mapped and self.recipe.timeline and not self.recipe.is_neutral():
             notes.append(f"the recipe was made for {self.made_steps} steps and is mapped to {len(self.levels)}")
         if self.few and not self.recipe.is_neutral():

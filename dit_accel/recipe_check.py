@@ -126,7 +126,7 @@ def _check_pattern(recipe: "Recipe", seam: str, branch: str, pattern: str) -> No
         recipe.fail(
             path,
             f"[{seam}.{branch}] {shown(pattern)} is no site. Write a list of blocks, an index, a range or *, "
-            'and what is inside ("blocks.7.attn1", "blocks.0-5.ffn", "blocks.*.attn1"), or a span "blocks.1-6".',
+            'and what is inside ("blocks.7.attn1", "blocks.0-5.ffn", "blocks.*.attn1"), or "blocks.1-6".',
         )
     if seam == "attention" and not found["inside"] and pattern != "*":
         recipe.fail(

@@ -221,7 +221,7 @@ class Session:
 
     def _rows(self) -> list[Row]:
         steps = range(len(self.tracker.levels))
-        rows = []
+        rows: list[Row] = []
         for (key, branch), ran in self._ran.items():
             track = self.plan and (self.plan.attention.get(key) or self.plan.timeline.get(key))
             planned = tuple(track.entry(k, branch).letters for k in steps) if track else ()

@@ -87,8 +87,8 @@ def attend(
         return _Call(session, key, at.branch, track, q, k, v, mask, scale, dense, first_head).run()
     uncond, cond = (_half(x, at.batch, i) for i in (0, 1) for x in [(q, k, v, mask)])
     # cond first: uncond may read what it stores
-    out_cond = _Call(session, key, "cond", track, *cond, scale, dense, first_head).run()
-    out_uncond = _Call(session, key, "uncond", track, *uncond, scale, dense, first_head).run()
+    out_cond = _Call(session, key, "cond", track, *cond, scale=scale, dense=dense, first_head=first_head).run()
+    out_uncond = _Call(session, key, "uncond", track, *uncond, scale=scale, dense=dense, first_head=first_head).run()
     return torch.cat([out_uncond, out_cond])
 
 

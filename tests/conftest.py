@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from dit_accel.testing import poisoned_memory
+
 torch.set_num_threads(1)
 
 
@@ -51,11 +53,10 @@ def fixed_seeds():
 
 
 @pytest.fixture(autouse=True)
-def poisoned_memory():
-    """Fresh memory is NaN: a kernel that reads what it never wrote cannot pass by luck."""
-    torch.use_deterministic_algorithms(True, warn_only=True)  # its fill_uninitialized_memory is on by default
-    yield
-    torch.use_deterministic_algorithms(False)
+def memory_is_never_zero_by_luck():
+    """A kernel that reads what it never wrote meets NaN."""
+    with poisoned_memory():
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]):
