@@ -15,7 +15,13 @@ from dit_accel.run_report import Report, Row
 
 
 def report(rows=(), letters=None) -> Report:
-    letters = letters or {"F": "full", "w": "window radius=(1, 1, 1)", "r": "reuse", "C": "compute"}
+    letters = letters or {
+        ".": "the model's own",
+        "F": "Full()",
+        "w": "Window(radius=(1, 1, 1))",
+        "r": "Reuse(max_age=2)",
+        "C": "Compute()",
+    }
     return Report(
         recipe="mine", family="wan", steps=4, runs=1, counters={"full": 3, "window": 2}, rows=tuple(rows),
         legend=letters, notes=("the <grid> differs",), memory_bytes=0, predicted_bytes=0,
@@ -48,7 +54,7 @@ def test_a_step_that_went_otherwise_than_planned_is_framed_and_explained():
 
 def test_the_models_own_work_has_one_colour_and_each_choice_another():
     colours = letter_colours(report().legend)
-    assert colours["F"] == colours["C"] == "exact"
+    assert colours["."] == colours["F"] == colours["C"] == "exact"
     assert len({colours["w"], colours["r"], "exact"}) == 3
 
 
