@@ -122,7 +122,9 @@ def compile(pipe: Any, **arguments: Any) -> None:
                 hooked[id(block)].compile_beneath(**arguments)
                 continue
             names = () if whole else family.sublayers
-            parts = [block] if whole else [block.get_submodule(n) for n in names if f"{path}.{n}" not in gated]
+            parts = (
+                [block] if whole else [block.get_submodule(n) for n in names if f"{path}.{n}" not in gated]
+            )
             for part in parts:
                 part.compile(**arguments)
                 if installation is not None:

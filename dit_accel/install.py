@@ -25,7 +25,7 @@ ROOT, BLOCK = "dit_accel_root", "dit_accel_block"
 
 def describe(component: str, module: nn.Module, family: Any) -> Denoiser:
     """The sites of one denoiser, read from its modules."""
-    blocks = tuple(f"{name}.{i}" for name in family.blocks for i in range(len(module.get_submodule(name)))) # pyright: ignore
+    blocks = tuple(f"{name}.{i}" for name in family.blocks for i in range(len(module.get_submodule(name))))  # pyright: ignore
     sites: dict[str, dict[str, int]] = {"self": {}, "cross": {}}
     for block in blocks:
         for kind, names in (("self", family.self_attention), ("cross", family.cross_attention)):
@@ -74,7 +74,10 @@ class Installation:
         for span in self._spans(component):
             for block in span.blocks:
                 member = spans.Member(
-                    (component, span.site), block, first=block == span.blocks[0], last=block == span.blocks[-1]
+                    (component, span.site),
+                    block,
+                    first=block == span.blocks[0],
+                    last=block == span.blocks[-1],
                 )
                 hook = BlockHook(self.session, member, self.session.families[component])
                 target = module.get_submodule(block)
@@ -155,7 +158,10 @@ def _sublayer_sites(session: Session) -> set[Key]:
     """Attention modules that stand on the timeline: their whole module may be skipped."""
     patterns = {p for table in session.recipe.timeline.values() for p in table} - {EVERYTHING}
     return {
-        (name, site) for name, one in session.denoisers.items() for p in patterns for site in match_attention(p, one)
+        (name, site)
+        for name, one in session.denoisers.items()
+        for p in patterns
+        for site in match_attention(p, one)
     }
 
 
@@ -169,6 +175,7 @@ def _sublayer(
         out = run(*args, **kwargs)
         units.keep(session, key, track, branch, _as_tuple(out), planned=entry.computes)
         return out
+    units.keep(session, key, track, branch, value, planned=True)
     # copies: a caller may add to them in place
     return value[0].clone() if len(value) == 1 else tuple(x.clone() for x in value)
 
@@ -263,7 +270,9 @@ class BlockHook(ModelHook):
 
         def run(streams: spans.Streams, forward: Callable[..., Any] | None = None) -> spans.Streams:
             call = forward or self.compiled or self.fn_ref.original_forward
-            return self._streams(call(**{**arguments, **dict(zip(self.family.streams, streams, strict=False))}))
+            return self._streams(
+                call(**{**arguments, **dict(zip(self.family.streams, streams, strict=False))})
+            )
 
         def record(streams: spans.Streams) -> tuple[spans.Streams, dict[str, spans.Streams]]:
             with recording(self.module, self.family.sublayers) as outputs:
@@ -301,7 +310,9 @@ def recording(block: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, sp
         return keep
 
     handles = [
-        child.register_forward_hook(keeper(name)) for name in names if (child := _child(block, name)) is not None
+        child.register_forward_hook(keeper(name))
+        for name in names
+        if (child := _child(block, name)) is not None
     ]
     try:
         yield outputs

@@ -129,6 +129,11 @@ list = [ "a", # ]
   { "blocks.2" = [ 1 ] } ]
 [timeline]
 both = { "blocks.\\u0031" = "CC", "blocks.2" = "Cr" }
+[attention]
+both = { "blocks.0.attn1" = [
+  "C" ], "blocks.1.attn1" = ["r"] }
+[limits]
+"memory\\u005fgb" = 1
 ''')
     assert recipe.where("made_for", "steps") == "my.toml:2"
     assert recipe.where("made_for", "model") == "my.toml:3"
@@ -136,6 +141,8 @@ both = { "blocks.\\u0031" = "CC", "blocks.2" = "Cr" }
     assert recipe.where("made_by", "list") == "my.toml:9"
     assert recipe.where("timeline", "both", "blocks.1") == "my.toml:12"
     assert recipe.where("timeline", "both", "blocks.2") == "my.toml:12"
+    assert recipe.where("attention", "both", "blocks.1.attn1") == "my.toml:15"
+    assert recipe.where("limits", "memory_gb") == "my.toml:17"
 
 
 BROKEN = [
