@@ -190,7 +190,7 @@ def _plan(report: Report) -> str:
         f"<h2>What ran: sites x steps</h2>{legend(report)}{plan_picture(report)}"
         "<h2>Visits by method</h2><table><thead><tr><th>method</th><th>executed</th></tr></thead>"
         f"{counters}</table>"
-        f"<h2>Report</h2><pre>{escape(str(report))}</pre>"
+        f"<details><summary>The report as text</summary><pre>{escape(str(report))}</pre></details>"
     )
 
 

@@ -66,6 +66,7 @@ svg text.name { text-anchor: end; } svg text.dim { fill: var(--dim); }
   margin: 0; } .notes li { margin: 3px 0; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px;
   overflow: auto; font-size: 12.5px; margin: 0; }
+details { margin-top: 28px; } summary { cursor: pointer; margin-bottom: 10px; color: var(--dim); }
 footer { margin-top: 48px; color: var(--dim); font-size: 13px; }
 @media (max-width: 640px) { .bar > span { flex-basis: 92px; } main { padding: 24px 14px 48px; } }
 """

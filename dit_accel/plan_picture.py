@@ -13,14 +13,15 @@ from itertools import groupby
 from dit_accel.run_report import Report, Row
 
 LEFT, TOP, WIDTH = 190, 34, 980  # room for names and levels; the whole picture, in pixels
-ROW, GAP, HEAD = 11, 2, 3  # smallest height of a row, the gap under it, smallest height of a head
+ROW, GAP = 13, 2  # smallest height of a row and the gap under it
+MANY_HEADS = 8  # more than these get thinner lines
 COLOURS = 9  # letter colours of the style sheet
-EXACT = ("full", "compute")
+EXACT = ("full", "compute", "the model's own")
 
 
 def letter_colours(legend: Mapping[str, str]) -> dict[str, str]:
     """A class of the style sheet for every letter: `exact` for the model's own work, c0... for the others."""
-    exact = {letter for letter, text in legend.items() if text.split(" ")[0].strip("(,:") in EXACT}
+    exact = {letter for letter, text in legend.items() if text.split("(")[0].lower() in EXACT}
     others = [letter for letter in legend if letter not in exact]
     return dict.fromkeys(exact, "exact") | {
         letter: f"c{index % COLOURS}" for index, letter in enumerate(others)
@@ -63,7 +64,8 @@ def _branch(rows: Sequence[Row], levels: Sequence[float], colours: Mapping[str, 
     cell = (WIDTH - LEFT) / max(1, steps)
     parts, top = [_axis(steps, levels, cell)], TOP
     for row in rows:
-        height = max(ROW, HEAD * max((len(letters) for letters in row.ran), default=1))
+        heads = max((len(letters) for letters in row.ran), default=1)
+        height = max(ROW, heads * (4 if heads <= MANY_HEADS else 2))
         parts.append(_row(row, top, height, cell, colours))
         top += height + GAP
     return (

@@ -16,7 +16,7 @@ def main() -> None:
     """Load, accelerate, generate, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="zai-org/CogVideoX-2b")
-    parser.add_argument("--recipe", default="cogvideox-2b/balanced")
+    parser.add_argument("--recipe", default="cogvideox-2b/safe")
     parser.add_argument("--prompt", default="a panda plays a guitar in a bamboo forest")
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--width", type=int, default=720)

@@ -15,7 +15,7 @@ def main() -> None:
     """Load, accelerate, generate, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS")
-    parser.add_argument("--recipe", default="pixart-sigma-1024/balanced")
+    parser.add_argument("--recipe", default="pixart-sigma/safe")
     parser.add_argument("--prompt", default="a glass of orange juice on a blue wooden table, morning light")
     parser.add_argument("--height", type=int, default=1024)
     parser.add_argument("--width", type=int, default=1024)

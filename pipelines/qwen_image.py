@@ -15,7 +15,7 @@ def main() -> None:
     """Load, accelerate, generate, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="Qwen/Qwen-Image")
-    parser.add_argument("--recipe", default="qwen-image/balanced")
+    parser.add_argument("--recipe", default="qwen-image/safe")
     parser.add_argument("--prompt", default='a bookshop window with a hand-painted sign that says "open"')
     parser.add_argument("--negative-prompt", default=" ", help="true guidance needs one, if only a space")
     parser.add_argument("--height", type=int, default=928)

@@ -17,7 +17,7 @@ def main() -> None:
     """Load, accelerate, generate, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
-    parser.add_argument("--recipe", default="wan2.1-t2v-1.3b/balanced")
+    parser.add_argument("--recipe", default="wan2.1-t2v-1.3b/safe")
     parser.add_argument("--prompt", default="a cat on a skateboard rolls down a quiet street")
     parser.add_argument("--negative-prompt", default="static, blurred, overexposed, low quality, subtitles")
     parser.add_argument("--height", type=int, default=480)

@@ -1,5 +1,7 @@
 """Measuring: what is timed, what is counted, and that nothing is left behind on the pipeline."""
 
+from dataclasses import replace
+
 import pytest
 
 from dit_accel import compare as measuring
@@ -61,16 +63,13 @@ def test_counters_add_up_over_the_accelerated_runs(model, arguments):
 
 
 def test_the_automatic_rival_fits_into_the_time_of_the_recipe(model, arguments, monkeypatch):
-    real = measuring.generate
+    real, seconds = measuring.generate, iter([6.0, 3.0, 3.0])  # dense, recipe, rival
 
-    def twice_as_fast(*given):
+    def timed(*given):
         sample = real(*given)
-        accelerated = hasattr(model.pipe.transformer, "_diffusers_hook")
-        share = 0.5 if accelerated else 1.0
-        object.__setattr__(sample, "stages", {**sample.stages, "denoising": share})
-        return sample
+        return replace(sample, stages={**sample.stages, "denoising": next(seconds)})
 
-    monkeypatch.setattr(measuring, "generate", twice_as_fast)
+    monkeypatch.setattr(measuring, "generate", timed)
     six = arguments | {"num_inference_steps": 6}
     result = compare(
         model, Recipe.neutral(), [Job("one", 0)], six, Options(rival_steps="auto", warm_up=False)
@@ -78,11 +77,20 @@ def test_the_automatic_rival_fits_into_the_time_of_the_recipe(model, arguments, 
     assert result.columns["rival"].steps == 3
 
 
+def test_a_rival_as_slow_as_the_recipe_is_left_out_and_said(model, arguments, monkeypatch):
+    real = measuring.generate
+    level = {"text_encoding": 0.0, "denoising": 1.0, "decoding": 0.0, "other": 0.0}
+    monkeypatch.setattr(measuring, "generate", lambda *given: replace(real(*given), stages=level))
+    options = Options(rival_steps="auto", warm_up=False)
+    result = compare(model, Recipe.neutral(), [Job("one", 0)], arguments, options)
+    assert "rival" not in result.columns
+    assert any("not faster" in note for note in result.notes)
+
+
 def test_stages_add_up_and_leave_the_pipeline_as_it_was(model, arguments):
-    before = dict(model.pipe.__dict__)
-    heard = []
+    before, heard = set(model.pipe.__dict__), []
     sample = generate(model, "one", arguments, 0, lambda done, total: heard.append((done, total)))
-    assert model.pipe.__dict__ == before
+    assert set(model.pipe.__dict__) == before
     assert heard == [(1, 2), (2, 2)]
     assert sum(sample.stages[name] for name in STAGES) == pytest.approx(sample.seconds)
     assert all(sample.stages[name] > 0 for name in STAGES)

@@ -15,7 +15,13 @@ from dit_accel.run_report import Report, Row
 
 
 def report(rows=(), letters=None) -> Report:
-    letters = letters or {"F": "full", "w": "window radius=(1, 1, 1)", "r": "reuse", "C": "compute"}
+    letters = letters or {
+        ".": "the model's own",
+        "F": "Full()",
+        "w": "Window(radius=(1, 1, 1))",
+        "r": "Reuse(max_age=2)",
+        "C": "Compute()",
+    }
     return Report(
         recipe="mine", family="wan", steps=4, runs=1, counters={"full": 3, "window": 2}, rows=tuple(rows),
         legend=letters, notes=("the <grid> differs",), memory_bytes=0, predicted_bytes=0,
@@ -48,7 +54,7 @@ def test_a_step_that_went_otherwise_than_planned_is_framed_and_explained():
 
 def test_the_models_own_work_has_one_colour_and_each_choice_another():
     colours = letter_colours(report().legend)
-    assert colours["F"] == colours["C"] == "exact"
+    assert colours["."] == colours["F"] == colours["C"] == "exact"
     assert len({colours["w"], colours["r"], "exact"}) == 3
 
 
@@ -98,6 +104,15 @@ def test_an_odd_size_keeps_its_pixels_in_mp4(tmp_path):
     assert read.shape == (3, 34, 48, 3)
     assert np.abs(read[:, :33, :47] / 255 - frames).mean() < 0.02
     assert iio.immeta(tmp_path / "x.mp4")["fps"] == 8
+
+
+def test_a_gif_keeps_its_frames_and_its_pace(tmp_path):
+    import imageio.v3 as iio
+
+    frames = np.random.default_rng(0).random((4, 16, 16, 3))
+    media.save(tmp_path / "x.gif", frames, fps=10)
+    assert iio.imread(tmp_path / "x.gif").shape == (4, 16, 16, 3)
+    assert iio.immeta(tmp_path / "x.gif")["duration"] == 100
 
 
 def test_endings_are_checked_before_the_work(tmp_path):

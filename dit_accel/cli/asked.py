@@ -12,22 +12,26 @@ if TYPE_CHECKING:
     from dit_accel.loading import Model, Place
 
 
+DEFAULTS = ("balanced", "safe")  # of a model's own recipes, the first that is shipped is taken
+
+
 def choose_recipe(asked: str | None, model: str, required: bool = False) -> Recipe | None:
-    """The recipe asked for; without a word the balanced one made for this model; None: run dense."""
+    """The recipe asked for; without a word the one made for this model; None: run dense."""
     own = recipes_of(model)
-    missing = asked == "none" or (asked is None and "balanced" not in own)
-    if missing and required:
-        found = "--recipe is none" if asked else "none was given and no balanced one is shipped for it"
+    default = next((own[name] for name in DEFAULTS if name in own), "none")
+    name = default if asked is None else own.get(asked, asked)  # "fast" alone is this model's own
+    if name != "none":
+        with asked_for():
+            return Recipe.load(name)
+    if required:
+        found = "--recipe is none" if asked else "none was given and none is shipped for it"
         raise BadUsage(
             f"asked to use a recipe on {model}; {found}. "
             "Give --recipe NAME or FILE; `dit-accel recipes list` has the names."
         )
-    if missing:
-        if asked is None:
-            warn(f"no balanced recipe is shipped for {model}: it runs dense. Give one with --recipe.")
-        return None
-    with asked_for():
-        return Recipe.load(own.get(asked or "balanced", asked))  # "fast" alone is this model's own
+    if asked is None:
+        warn(f"no recipe is shipped for {model}: it runs dense. Give one with --recipe.")
+    return None
 
 
 def recipes_of(model: str) -> dict[str, str]:

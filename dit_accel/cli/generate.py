@@ -20,7 +20,7 @@ EXAMPLES = """
 
 - A toy, in seconds: `dit-accel generate -m toys/wan -o ring.mp4
   -p "a red ring moving left on a navy striped background"`
-- A real model: `dit-accel generate -m Wan-AI/Wan2.1-T2V-1.3B-Diffusers -r wan2.1-t2v-1.3b/balanced
+- A real model: `dit-accel generate -m Wan-AI/Wan2.1-T2V-1.3B-Diffusers -r wan2.1-t2v-1.3b/safe
   -p "a cat on a skateboard" --height 480 --width 832 --num-frames 81 --compile -o cat.mp4 --report cat.html`
 - Dense, from a folder: `dit-accel generate -m ./my-pipeline -r none -p "a glass of juice" -o juice.png`
 """

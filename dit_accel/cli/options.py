@@ -32,6 +32,6 @@ Recipe = Annotated[
         "--recipe",
         "-r",
         help="A name (dit-accel recipes list), a .toml file, a Hub id, or none. "
-        "[default: the balanced recipe made for this model, if there is one]",
+        "[default: the model's own balanced or safe one, if shipped]",
     ),
 ]

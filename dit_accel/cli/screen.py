@@ -47,6 +47,7 @@ class Commands(TyperGroup):
         """Run a command; turn an exception into a panel unless --debug asks for the traceback."""
         try:
             with warnings.catch_warnings():
+                warnings.filterwarnings("always", "dit_accel: ", UserWarning)
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
         except (typer.Exit, typer.Abort):

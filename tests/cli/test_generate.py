@@ -13,7 +13,7 @@ PROMPT = "a cat on a skateboard"
     ("name", "file", "shape"),
     [
         ("wan", "out.mp4", (5, 32, 48, 3)),
-        ("cogvideox", "out.gif", (5, 32, 48, 3)),
+        ("cogvideox", "out.mp4", (9, 32, 48, 3)),
         ("pixart_sigma", "out.png", (32, 48, 3)),
         ("qwen_image", "out.png", (32, 48, 3)),
     ],

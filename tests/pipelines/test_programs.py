@@ -14,7 +14,7 @@ SIZE = ["--height", "32", "--width", "48", "--steps", "2"]
     ("program", "model", "more", "shape"),
     [
         ("wan", "wan", ["--num-frames", "5", "--out", "x.mp4"], (5, 32, 48, 3)),
-        ("cogvideox", "cogvideox", ["--num-frames", "5", "--out", "x.mp4"], (5, 32, 48, 3)),
+        ("cogvideox", "cogvideox", ["--num-frames", "9", "--out", "x.mp4"], (9, 32, 48, 3)),
         ("pixart", "pixart_sigma", ["--exact-size", "--out", "x.png"], (32, 48, 3)),
         ("qwen_image", "qwen_image", ["--out", "x.png"], (32, 48, 3)),
     ],
