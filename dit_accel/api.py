@@ -1,6 +1,7 @@
 """All a user must read: accelerate, accelerated, restore, report, compile."""
 
 import contextlib
+import functools
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -111,15 +112,23 @@ def compile(pipe: Any, **arguments: Any) -> None:
     handle = _HANDLES.get(pipe)
     installation = handle._installation if handle else None
     hooked = {id(hook.module): hook for hook in (installation.block_hooks if installation else ())}
-    for _, (module, family) in _denoisers(pipe, strict=True).items():
-        for name in family.blocks:
-            for block in module.get_submodule(name):  # pyright: ignore[reportGeneralTypeIssues]
-                if id(block) in hooked:
-                    hooked[id(block)].compile_beneath(**arguments)
-                    continue
-                block.compile(**arguments)
+    for component, (module, family) in _denoisers(pipe, strict=True).items():
+        gated = {site for name, site in (installation.gated if installation else ()) if name == component}
+        for path in describe(component, module, family).blocks:
+            block = module.get_submodule(path)
+            # a sublayer that may be skipped breaks the graph of its block: compile what stands beside it
+            whole = not any(site.startswith(f"{path}.") for site in gated)
+            if whole and id(block) in hooked:
+                hooked[id(block)].compile_beneath(**arguments)
+                continue
+            names = () if whole else family.sublayers
+            parts = (
+                [block] if whole else [block.get_submodule(n) for n in names if f"{path}.{n}" not in gated]
+            )
+            for part in parts:
+                part.compile(**arguments)
                 if installation is not None:
-                    installation.defer(lambda block=block: compat.set_compiled_call(block, None))
+                    installation.defer(functools.partial(compat.set_compiled_call, part, None))
 
 
 def _handle(pipe: Any) -> Handle:

@@ -5,6 +5,7 @@ it is put there, so a failure half-way and a later `restore` run the same list b
 """
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -24,7 +25,7 @@ ROOT, BLOCK = "dit_accel_root", "dit_accel_block"
 
 def describe(component: str, module: nn.Module, family: Any) -> Denoiser:
     """The sites of one denoiser, read from its modules."""
-    blocks = tuple(f"{name}.{i}" for name in family.blocks for i in range(len(module.get_submodule(name)))) # pyright: ignore
+    blocks = tuple(f"{name}.{i}" for name in family.blocks for i in range(len(module.get_submodule(name))))  # pyright: ignore
     sites: dict[str, dict[str, int]] = {"self": {}, "cross": {}}
     for block in blocks:
         for kind, names in (("self", family.self_attention), ("cross", family.cross_attention)):
@@ -43,7 +44,7 @@ class Installation:
         self.installed = Installed(session)
         self._undo: list[Callable[[], None]] = []
         self._proxies: dict[tuple[Any, ...], Proxy] = {}
-        self._gated = _sublayer_sites(session)
+        self.gated = _sublayer_sites(session)
         self.block_hooks: list[BlockHook] = []
         try:
             for component, module in self.modules.items():
@@ -73,13 +74,16 @@ class Installation:
         for span in self._spans(component):
             for block in span.blocks:
                 member = spans.Member(
-                    (component, span.site), block, first=block == span.blocks[0], last=block == span.blocks[-1]
+                    (component, span.site),
+                    block,
+                    first=block == span.blocks[0],
+                    last=block == span.blocks[-1],
                 )
                 hook = BlockHook(self.session, member, self.session.families[component])
                 target = module.get_submodule(block)
                 self._hook(target, hook, BLOCK)
                 self.block_hooks.append(hook)
-                hook.take_compiled_call(target, self.defer)
+                hook.take_compiled_call(self.defer)
         HookRegistry.check_if_exists_or_initialize(module).invalidate_child_registries_cache()
 
     def _spans(self, component: str) -> list[Span]:
@@ -116,7 +120,7 @@ class Installation:
     def _claim(self, key: Key, attention: nn.Module) -> None:
         original: Any = attention.processor
         state = tuple(sorted((name, id(value)) for name, value in vars(original).items()))
-        gate = self._gate if key in self._gated else None
+        gate = self._gate if key in self.gated else None
         kind = (type(original), state, gate is not None)
         if kind not in self._proxies:
             self._proxies[kind] = make_proxy(original, gate)
@@ -154,7 +158,10 @@ def _sublayer_sites(session: Session) -> set[Key]:
     """Attention modules that stand on the timeline: their whole module may be skipped."""
     patterns = {p for table in session.recipe.timeline.values() for p in table} - {EVERYTHING}
     return {
-        (name, site) for name, one in session.denoisers.items() for p in patterns for site in match_attention(p, one)
+        (name, site)
+        for name, one in session.denoisers.items()
+        for p in patterns
+        for site in match_attention(p, one)
     }
 
 
@@ -168,6 +175,7 @@ def _sublayer(
         out = run(*args, **kwargs)
         units.keep(session, key, track, branch, _as_tuple(out), planned=entry.computes)
         return out
+    units.keep(session, key, track, branch, value, planned=True)
     # copies: a caller may add to them in place
     return value[0].clone() if len(value) == 1 else tuple(x.clone() for x in value)
 
@@ -207,7 +215,7 @@ class RootHook(ModelHook):
         session.begin(self.component, module.config, compat.current_context(self.receiver), inputs)
         self.installation.claim_processors(self.component)
         for hook in self.installation.block_hooks:
-            hook.take_compiled_call(None, self.installation.defer)
+            hook.take_compiled_call(self.installation.defer)
         predict.check_memory(session, module, inputs)
 
     def reset_state(self, module: nn.Module) -> nn.Module:
@@ -222,21 +230,26 @@ class BlockHook(ModelHook):
         super().__init__()
         self.session, self.member, self.family = session, member, family
         self.compiled: Callable[..., Any] | None = None
+        self._stand_in: Callable[..., Any] | None = None
 
     def initialize_hook(self, module: nn.Module) -> nn.Module:
         self.module = module
         self.signature = inspect.signature(type(module).forward)
         return module
 
-    def take_compiled_call(self, _: nn.Module | None, defer: Callable[[Callable[[], None]], None]) -> None:
-        """Move a compiled call that the user put on the block beneath this hook."""
+    def take_compiled_call(self, defer: Callable[[Callable[[], None]], None]) -> None:
+        """If the user compiled this block, stand in front of the compiled call instead of inside its graph.
+
+        Dynamo guards on the identity of a hooked `forward`, which would compile every layer anew.
+        """
         call = compat.compiled_call(self.module)
-        if call is None:
+        if call is None or call is self._stand_in:
             return
-        compat.set_compiled_call(self.module, None)
-        self.compile_beneath()
+        HookRegistry.check_if_exists_or_initialize(self.module).remove_hook(BLOCK, recurse=False)
+        self.compiled = call
+        self._stand_in = functools.partial(self.new_forward, self.module)
+        compat.set_compiled_call(self.module, self._stand_in)
         defer(lambda: compat.set_compiled_call(self.module, call))
-        self.session.note("blocks of spans are compiled beneath their hooks")
 
     def compile_beneath(self, **arguments: Any) -> None:
         """Compile what this hook calls."""
@@ -257,7 +270,9 @@ class BlockHook(ModelHook):
 
         def run(streams: spans.Streams, forward: Callable[..., Any] | None = None) -> spans.Streams:
             call = forward or self.compiled or self.fn_ref.original_forward
-            return self._streams(call(**{**arguments, **dict(zip(self.family.streams, streams, strict=False))}))
+            return self._streams(
+                call(**{**arguments, **dict(zip(self.family.streams, streams, strict=False))})
+            )
 
         def record(streams: spans.Streams) -> tuple[spans.Streams, dict[str, spans.Streams]]:
             with recording(self.module, self.family.sublayers) as outputs:
@@ -295,7 +310,9 @@ def recording(block: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, sp
         return keep
 
     handles = [
-        child.register_forward_hook(keeper(name)) for name in names if (child := _child(block, name)) is not None
+        child.register_forward_hook(keeper(name))
+        for name in names
+        if (child := _child(block, name)) is not None
     ]
     try:
         yield outputs

@@ -78,5 +78,6 @@ class Memory:
 
 def _same(buffers: Sequence[Tensor], like: Sequence[Tensor]) -> bool:
     return len(buffers) == len(like) and all(
-        (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device) for a, b in zip(buffers, like, strict=True)
+        (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+        for a, b in zip(buffers, like, strict=True)
     )

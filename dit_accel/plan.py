@@ -71,7 +71,14 @@ def resolve(
 def _read(reader: "_Reader") -> Plan:
     attention = reader.read("attention", reader.attention_letters)
     timeline = reader.read("timeline", reader.timeline_letters)
-    return Plan(attention, timeline, reader.spans, reader.levels, reader.legend(), tuple(reader.notes(attention, timeline)))
+    return Plan(
+        attention,
+        timeline,
+        reader.spans,
+        reader.levels,
+        reader.legend(),
+        tuple(reader.notes(attention, timeline)),
+    )
 
 
 class _Reader:
@@ -191,7 +198,9 @@ class _Reader:
         """What the user should know of how this recipe was fitted to this run."""
         notes: list[str] = []
         if self.mapped and self.recipe.timeline and not self.recipe.is_neutral():
-            notes.append(f"the recipe was made for {self.made_steps} steps and is mapped to {len(self.levels)}")
+            notes.append(
+                f"the recipe was made for {self.made_steps} steps and is mapped to {len(self.levels)}"
+            )
         if self.few and not self.recipe.is_neutral():
             notes.append(
                 f"{len(self.levels)} steps are too few for reuse and sharing (limit {FEW_STEPS}): those sites compute"

@@ -47,7 +47,9 @@ class Forward:
 class Session:
     """One accelerated pipeline. Not thread-safe: one run at a time, as the pipeline itself."""
 
-    def __init__(self, recipe: Recipe, denoisers: Mapping[str, tuple[Denoiser, Any]], pipe: Any, strict: bool):
+    def __init__(
+        self, recipe: Recipe, denoisers: Mapping[str, tuple[Denoiser, Any]], pipe: Any, strict: bool
+    ):
         self.recipe, self.strict = recipe, strict
         self.denoisers = {name: record for name, (record, _) in denoisers.items()}
         self.families = {name: family for name, (_, family) in denoisers.items()}
@@ -147,13 +149,18 @@ class Session:
         """A site or a run fell back to the model's own computation; an error under strict."""
         if self.strict:
             at = f"{site}: " if site else ""
-            raise DenseFallback(f"{at}{text} (strict=True asked for no fallback). Mend the recipe or drop strict.")
+            raise DenseFallback(
+                f"{at}{text} (strict=True asked for no fallback). Mend the recipe or drop strict."
+            )
         self.note(text, site)
 
     def report(self) -> Report:
         """The last run."""
         plan = self.plan
-        notes = [*(plan.notes if plan else ()), *(_sentence(text, sites) for text, sites in self._notes.items())]
+        notes = [
+            *(plan.notes if plan else ()),
+            *(_sentence(text, sites) for text, sites in self._notes.items()),
+        ]
         return Report(
             recipe=self.recipe.name,
             family=" + ".join(dict.fromkeys(family.name for family in self.families.values())),
@@ -205,7 +212,9 @@ class Session:
         if not levels:
             self.plan = None
         elif self.plan is None or self.plan.levels != levels:
-            self.plan = resolve(self.recipe, tuple(self.denoisers.values()), levels, self._shares_of_run(levels))
+            self.plan = resolve(
+                self.recipe, tuple(self.denoisers.values()), levels, self._shares_of_run(levels)
+            )
 
     def _shares_of_run(self, levels: tuple[float, ...]) -> dict[str, frozenset[int]]:
         """Which steps each denoiser runs: Wan 2.2 hands over from one to the other at a noise level."""
@@ -232,7 +241,13 @@ class Session:
 
 def _sentence(text: str, sites: list[str]) -> str:
     names = list(dict.fromkeys(site for site in sites if site))
-    where = f"{names[0]}: " if len(names) == 1 else f"{names[0]} and {len(names) - 1} more sites: " if names else ""
+    where = (
+        f"{names[0]}: "
+        if len(names) == 1
+        else f"{names[0]} and {len(names) - 1} more sites: "
+        if names
+        else ""
+    )
     return f"{where}{text}" + (f" ({len(sites)} times)" if len(sites) > 1 else "")
 
 

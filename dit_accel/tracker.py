@@ -82,7 +82,9 @@ class Tracker:
         self._forget()
         return first
 
-    def _find_step(self, scheduler: Any, context: tuple[str, int | None] | None, inputs: Mapping[str, Any]) -> int:
+    def _find_step(
+        self, scheduler: Any, context: tuple[str, int | None] | None, inputs: Mapping[str, Any]
+    ) -> int:
         if not self.levels:
             return -1
         step = context[1] if context is not None else None

@@ -29,7 +29,11 @@ def decide(
     value, letters = None, entry.letters
     if not entry.computes:
         try:
-            value = _foresee(session, key, branch, method) if cond_pending else derive(session, key, branch, method)
+            value = (
+                _foresee(session, key, branch, method)
+                if cond_pending
+                else derive(session, key, branch, method)
+            )
         except MissingAnchor as reason:
             session.fallback(f"computed where {method_name(method)} was planned: {reason}", key[1])
             letters, method = ALONE, None

@@ -3,17 +3,14 @@
 from typing import Any
 
 from dit_accel.families.base import Family
+from dit_accel.registry import FAMILIES
 
 __all__ = ["Family", "family_of"]
 
 
 def family_of(denoiser: Any) -> Family | None:
     """The record that describes this denoiser, or None: unknown models run dense."""
-    from dit_accel.registry import FAMILIES
-
     # torch.compile keeps the model in _orig_mod; FSDP2 and users subclass it, hence the whole MRO
     model = getattr(denoiser, "_orig_mod", denoiser)
-    for cls in type(model).__mro__:
-        if cls.__name__ in FAMILIES:
-            return FAMILIES.get(cls.__name__)
-    return None
+    names = (cls.__name__ for cls in type(model).__mro__)
+    return next((FAMILIES.get(name) for name in names if name in FAMILIES), None)

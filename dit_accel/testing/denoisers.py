@@ -58,6 +58,8 @@ def wan(seed: int, layers: int, in_channels: int = LATENT_CHANNELS, image_width:
 
 def cogvideox(seed: int, layers: int, rotary: bool = True, patch_size_t: int | None = None):
     """CogVideoX 5b; 2b without `rotary`; 1.5 with `patch_size_t`."""
+    # 1.5 slices its rotary table from this size, the others resize theirs to what they get
+    height, width = (32, 32) if patch_size_t else (8, 10)
     with weights_from(seed):
         model = CogVideoXTransformer3DModel(
             num_attention_heads=HEADS,
@@ -67,8 +69,8 @@ def cogvideox(seed: int, layers: int, rotary: bool = True, patch_size_t: int | N
             time_embed_dim=32,
             text_embed_dim=TEXT_WIDTH,
             num_layers=layers,
-            sample_width=10,
-            sample_height=8,
+            sample_width=width,
+            sample_height=height,
             sample_frames=9,
             patch_size=2,
             patch_size_t=patch_size_t,

@@ -294,7 +294,12 @@ COGVIDEOX: dict[str, Any] = VIDEO | {
     "embeds": _cogvideox_embeds,
     "count_argument": None,
 }
-PIXART: dict[str, Any] = IMAGE | {"family": "pixart", "guidance": 4.5, "embeds": _padded, "latent_shape": _pixart_latents}
+PIXART: dict[str, Any] = IMAGE | {
+    "family": "pixart",
+    "guidance": 4.5,
+    "embeds": _padded,
+    "latent_shape": _pixart_latents,
+}
 QWEN_IMAGE: dict[str, Any] = IMAGE | {
     "family": "qwen_image",
     "guidance": 4.0,

@@ -42,7 +42,8 @@ def select(op: str, backend: str = "auto", **tensors: Any) -> Callable[..., Any]
         return _fastest(op, tensors)
     if backend not in backends(op):
         raise BackendUnavailable(
-            f'{op}: there is no backend "{backend}", only {", ".join(backends(op))}. Name one of these, or "auto".'
+            f'{op}: there is no backend "{backend}", only {", ".join(backends(op))}. '
+            'Name one of these, or "auto".'
         )
     reason = why_not(op, backend, **tensors)
     if reason:

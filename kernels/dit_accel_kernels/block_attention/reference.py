@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_accel_kernels.block_attention.masks import Mask, Window
+from dit_accel_kernels.block_attention.masks import Mask, rows_of
 
 SCORES_AT_ONCE = 1 << 24  # 64 MiB in float32: longer sequences go through in chunks of queries
 
@@ -34,18 +34,17 @@ def block_attention(
 
 
 def _keep(mask: Mask | Sequence[Mask], start: int, stop: int, device: torch.device) -> Tensor | None:
-    """The mask's rows, as bool [rows, Nk] or [H, rows, Nk]; None keeps everything."""
+    """The mask's rows: bool, broadcasts to [B, H, rows, Nk]; None keeps everything."""
     if mask is None:
         return None
-    if isinstance(mask, Tensor):
-        return mask[..., start:stop, :].to(device)
-    if isinstance(mask, Window):
-        return mask.rows(start, stop, device)
-    heads = [_keep(each, start, stop, device) for each in mask]
-    some = next((each for each in heads if each is not None), None)
-    if some is None:
-        return None
-    return torch.stack([torch.ones_like(some) if each is None else each for each in heads])
+    if not isinstance(mask, Sequence):
+        return rows_of(mask, start, stop, device)
+    everything = torch.ones(1, 1, dtype=torch.bool, device=device)
+    heads = [everything if each is None else rows_of(each, start, stop, device) for each in mask]
+    heads = [
+        head.reshape((1,) * (4 - head.ndim) + head.shape) for head in heads
+    ]  # each [B or 1, 1, rows, Nk]
+    return torch.cat(torch.broadcast_tensors(*heads), dim=1)
 
 
 def _attend(q: Tensor, k_t: Tensor, v: Tensor, keep: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
@@ -53,7 +52,7 @@ def _attend(q: Tensor, k_t: Tensor, v: Tensor, keep: Tensor | None, scale: float
     if keep is not None:
         scores = scores.masked_fill(~keep, float("-inf"))
     # an empty row has a maximum of -inf, and -inf - -inf is NaN: shift it by 0 instead
-    top = scores.amax(dim=-1, keepdim=True)
+    top = scores.detach().amax(dim=-1, keepdim=True)
     top = top.masked_fill(top == float("-inf"), 0.0)  # [B, H, rows, 1]
     weights = torch.exp(scores - top)
     total = weights.sum(dim=-1, keepdim=True)
