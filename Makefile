@@ -17,7 +17,7 @@ demo: $(VENV)/core                  ## generate with and without a recipe, side 
 test: $(VENV)/test                  ## all tests
 	$(BIN)/pytest -n $(WORKERS) -q
 lint: $(VENV)/dev                   ## format check, ruff, pyright
-	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright -p . --pythonpath $(BIN)/python
 check: lint recipes test            ## what CI runs
 fix: $(VENV)/dev                    ## format and repair what ruff can
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
