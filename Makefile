@@ -17,12 +17,12 @@ demo: $(VENV)/core                  ## generate with and without a recipe, side 
 test: $(VENV)/test                  ## all tests
 	$(BIN)/pytest -n $(WORKERS) -q
 lint: $(VENV)/dev                   ## format check, ruff, pyright
-	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright -p . --pythonpath $(BIN)/python
 check: lint recipes test            ## what CI runs
 fix: $(VENV)/dev                    ## format and repair what ruff can
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 recipes: $(VENV)/core               ## validate every recipe file
-	$(BIN)/dit-accel recipes --check
+	$(BIN)/dit-accel recipes check
 bench: $(VENV)/core                 ## dense, fewer steps, rivals and recipes on MODEL, interleaved
 	OMP_NUM_THREADS= $(BIN)/dit-accel bench $(MODEL)
 wheel-test: $(VENV)/core            ## the wheel, alone in an empty environment and folder, runs the demo

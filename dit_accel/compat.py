@@ -1,4 +1,4 @@
-"""Every private name of diffusers and torch we touch, in one place; tests/test_compat.py has a canary for each."""
+"""Every private name of diffusers and torch we touch; tests/test_compat.py has a canary for each."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ class _Nothing(BaseState):
 
 def context_receiver() -> StateManager:
     """An attribute that `model.cache_context(...)` will write its context to."""
-    return StateManager(_Nothing)
+    return StateManager(_Nothing)  # pyright: ignore[reportArgumentType]
 
 
 def current_context(receiver: StateManager) -> tuple[str, int | None] | None:
@@ -53,7 +53,7 @@ def attention_over_shards(
     def forward_op(_: Any, q: Tensor, k: Tensor, v: Tensor, shard_mask: Tensor | None, *__: Any, **___: Any):
         return attend(q, k, v, shard_mask)
 
-    return attention_dispatch._templated_context_parallel_attention(
+    return attention_dispatch._templated_context_parallel_attention(  # pyright: ignore[reportReturnType]
         query, key, value, mask, 0.0, False, scale, False, False,
         forward_op=forward_op, backward_op=None, _parallel_config=config,
     )  # fmt: skip
@@ -83,14 +83,13 @@ def unwrap_compiled(module: nn.Module) -> nn.Module:
 def noise_levels(scheduler: Any, timesteps: Tensor) -> tuple[float, ...]:
     """The noise level in [0, 1] of each timestep: the share of noise in signal plus noise.
 
-    Flow matching: sigma = t / num_train_timesteps. Variance preserving: sqrt(1-a) / (sqrt(1-a) + sqrt(a)) with a
-    the cumulative alpha, which is the sigma of the flow-matching path at equal signal-to-noise ratio.
+    Flow matching: sigma = t / num_train_timesteps. Variance preserving: sqrt(1-a) / (sqrt(1-a) + sqrt(a))
+    with a the cumulative alpha, which is the sigma of the flow-matching path at equal signal-to-noise ratio.
     """
     train = scheduler.config.get("num_train_timesteps", 1000)
     alphas = getattr(scheduler, "alphas_cumprod", None)
-    flow = alphas is None or scheduler.config.get("prediction_type") == "flow_prediction"
     values = timesteps.detach().float().cpu()
-    if flow:
+    if alphas is None or scheduler.config.get("prediction_type") == "flow_prediction":
         return tuple(float(x) for x in (values / train).clamp(0, 1))
     alpha = alphas.float().cpu()[values.round().long().clamp(0, len(alphas) - 1)]
     noise, signal = (1 - alpha).sqrt(), alpha.sqrt()

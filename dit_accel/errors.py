@@ -40,6 +40,10 @@ class ToyError(DitAccelError):
     """A caption outside the toys' vocabulary, or a toy folder that is not what it should be."""
 
 
+class BadUsage(DitAccelError):
+    """A command line that cannot be carried out as asked: nothing was started (exit code 2)."""
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """The `count` known names closest to `name`, as text for an error message."""
     known = sorted(set(known))

@@ -6,11 +6,12 @@ change it, and a buffer is reused from step to step.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Address = tuple[str, str, str, tuple]  # component, site, branch, layout
+Address = tuple[str, str, str, tuple[Any, ...]]  # component, site, branch, layout
 
 
 @dataclass
@@ -77,5 +78,6 @@ class Memory:
 
 def _same(buffers: Sequence[Tensor], like: Sequence[Tensor]) -> bool:
     return len(buffers) == len(like) and all(
-        (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device) for a, b in zip(buffers, like, strict=True)
+        (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+        for a, b in zip(buffers, like, strict=True)
     )

@@ -13,9 +13,14 @@ from dit_accel.timeline import OUT, Track
 
 
 def check_memory(session: Session, module: nn.Module, inputs: Mapping[str, Any]) -> None:
-    """Predict at the first forward of each denoiser and branch of a run; over the bound the run goes dense."""
+    """Predict at the first forward of each denoiser and branch of a run; over the bound it runs dense."""
     at = session.at
-    if not session.active or at is None or session.plan is None or (at.component, at.branch) in session.predicted:
+    if (
+        not session.active
+        or at is None
+        or session.plan is None
+        or (at.component, at.branch) in session.predicted
+    ):
         return
     session.predicted[at.component, at.branch] = _Predictor(session.plan, at, session, module, inputs).bytes()
     needed = sum(session.predicted.values())
@@ -26,7 +31,9 @@ def check_memory(session: Session, module: nn.Module, inputs: Mapping[str, Any])
 class _Predictor:
     """The bytes one denoiser keeps on one branch."""
 
-    def __init__(self, plan: Plan, at: Forward, session: Session, module: nn.Module, inputs: Mapping[str, Any]):
+    def __init__(
+        self, plan: Plan, at: Forward, session: Session, module: nn.Module, inputs: Mapping[str, Any]
+    ):
         self.plan, self.at, self.module = plan, at, module
         self.family = session.families[at.component]
         self.denoiser = session.denoisers[at.component]

@@ -29,6 +29,10 @@ from dit_accel.recipe_toml import parse_toml, read_text, write_table, write_time
 
 __all__ = ["Choice", "MadeFor", "Recipe", "list_recipes", "resolve_model"]
 
+# branch -> site pattern -> one string per noise interval
+Pictures = Mapping[str, Mapping[str, tuple[str, ...]]]
+# branch -> site pattern -> one letter per step
+Timelines = Mapping[str, Mapping[str, str]]
 EXACT = frozenset({"full", "compute"})
 
 
@@ -39,15 +43,13 @@ class Recipe:
     name: str = field(default="recipe", compare=False)
     source: str = field(default="<recipe>", compare=False)  # where it came from, for error messages
     made_for: MadeFor = field(default_factory=MadeFor)
-    choices: Mapping[str, Choice] = field(default_factory=dict)
+    choices: Mapping[str, Choice] = field(default_factory=dict[str, Choice])
     edges: tuple[float, ...] = (1.0, 0.0)  # noise levels between the intervals, falling
-    attention: Mapping[str, Mapping[str, tuple[str, ...]]] = field(
-        default_factory=dict
-    )  # branch, pattern, interval
-    timeline: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # branch, pattern
+    attention: Pictures = field(default_factory=dict[str, Mapping[str, tuple[str, ...]]])
+    timeline: Timelines = field(default_factory=dict[str, Mapping[str, str]])
     memory_gb: float | None = None
-    files: Mapping[str, str] = field(default_factory=dict)  # name -> sha256
-    made_by: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict[str, str])  # name -> sha256
+    made_by: Mapping[str, Any] = field(default_factory=dict[str, Any])
     places: Places = field(default=Places("<recipe>"), compare=False, repr=False)
     folder: Path | None = field(default=None, compare=False, repr=False)  # where its files lie
     file: Path | None = field(default=None, compare=False, repr=False)
@@ -103,7 +105,7 @@ class Recipe:
         """A recipe from a shipped name, a path, a Hub id, or itself."""
         if isinstance(what, Recipe):
             return what
-        if not isinstance(what, str | Path):
+        if not isinstance(what, str | Path):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise RecipeError(f"a recipe is a name, a path or a Recipe; got {type(what).__name__}.")
         if what == "neutral":
             return cls.neutral()
@@ -167,7 +169,7 @@ class Recipe:
         if self.folder is None or self.file is None:
             self.fail(
                 ("files", name),
-                f"[files] {name}: this recipe was not read from a file: nothing lies beside it. Save it first.",
+                f"[files] {name}: this recipe came from no file: nothing lies beside it. Save it first.",
             )
         return verified(self.folder, name, self.files[name], self.file, self.where("files", name))
 

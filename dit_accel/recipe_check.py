@@ -22,7 +22,7 @@ MAX_HEADS = 1_024
 MAX_INDEX = 9_999
 
 _INDEX = r"(?:\*|\d{1,4}(?:-\d{1,4})?)"
-# "blocks.3", "blocks.*.attn1", "transformer_2.transformer_blocks.0-5.attn"; "*" alone is every site of the table
+# "blocks.3", "blocks.*.attn1", "transformer_2.transformer_blocks.0-5.attn"; "*" is every site
 _PATTERN = re.compile(rf"\*|(?:transformer(?:_2)?\.)?[A-Za-z_]\w*\.{_INDEX}(?P<inside>(?:\.\w+)*)", re.ASCII)
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*\.safetensors")
 
@@ -126,7 +126,7 @@ def _check_pattern(recipe: "Recipe", seam: str, branch: str, pattern: str) -> No
         recipe.fail(
             path,
             f"[{seam}.{branch}] {shown(pattern)} is no site. Write a list of blocks, an index, a range or *, "
-            'and what is inside ("blocks.7.attn1", "blocks.0-5.ffn", "blocks.*.attn1"), or a span "blocks.1-6".',
+            'and what is inside ("blocks.7.attn1", "blocks.0-5.ffn", "blocks.*.attn1"), or "blocks.1-6".',
         )
     if seam == "attention" and not found["inside"] and pattern != "*":
         recipe.fail(

@@ -25,7 +25,7 @@ def verified(folder: Path, name: str, digest: str, recipe_file: Path, where: str
     if found != digest:
         raise RecipeError(
             f"{where}: [files] {name} has sha256 {found}, but the recipe says {digest}. "
-            f"It was changed or is another version: fetch it again, or correct the recipe if the file is yours."
+            f"It was changed or is another version: fetch it again, or correct the recipe."
         )
     return path
 

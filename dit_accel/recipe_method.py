@@ -64,9 +64,20 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def _as(value: Any, hint: Any) -> Any:
+    """The value in the field's own type: lists as tuples, whole numbers as floats where floats are meant."""
+    inner = typing.get_args(hint)
     if hint is float:
         return float(value)
-    return tuple(_as(item, Any) for item in value) if isinstance(value, list) else value
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        return _as(value, next(each for each in inner if fits(value, each)))
+    if isinstance(value, list | tuple):
+        hints = (
+            inner
+            if len(inner) == len(value) and Ellipsis not in inner
+            else (*inner[:1], Any)[:1] * len(value)
+        )
+        return tuple(map(_as, value, hints))
+    return value
 
 
 def spell(hint: Any) -> str:

@@ -48,7 +48,7 @@ def hub_address(name: str) -> tuple[str, str] | None:
     """(repository, file) if the name can be a Hub id: "org/repo" or "org/repo/sub/name"."""
     parts = name.split("/")
     word = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-    if not 2 <= len(parts) <= 8 or not all(word.fullmatch(part) and ".." not in part for part in parts):
+    if not 2 <= len(parts) <= 8 or not all(word.fullmatch(part) for part in parts):
         return None
     # a misspelt shipped name must not become a download from whoever owns that name on the Hub
     if parts[0] in {known.split("/")[0] for known in list_recipes()}:

@@ -16,8 +16,10 @@ from dit_accel.errors import RecipeError
 # a 10,000-step timeline is 10 kB a line; tomllib is quadratic in the length of a dotted key
 MAX_BYTES = 4_000_000
 MAX_LINE = 20_000
-MAX_DOTS = 200
-_DEEP = re.compile(rf"(?:[\w\"'-]+\s*\.\s*){{{MAX_DOTS}}}")
+MAX_DOTS = 16
+_QUOTED = re.compile(r"""\"(?:\\.|[^"\\])*+\"?|'[^']*'?""")
+_DEEP = re.compile(rf"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){{{MAX_DOTS}}}")
+_LONG_NUMBER = re.compile(r"[\d_]{400}")  # over 4,300 digits Python raises without a line
 
 Lines = dict[tuple[str, ...], int]
 
@@ -83,10 +85,13 @@ def _check_size(text: str, source: str) -> None:
                 f"{source}:{number}: the line is {len(line):,} characters long, over {MAX_LINE:,}. "
                 f"Break long arrays over several lines."
             )
-        if line.count(".") > MAX_DOTS and _DEEP.search(line):
-            raise RecipeError(
-                f"{source}:{number}: is nested too deeply. A recipe has three levels of tables."
-            )
+        if (line.count(".") > MAX_DOTS or _LONG_NUMBER.search(line)) and (bare := _QUOTED.sub("q", line)):
+            if _DEEP.search(bare):
+                raise RecipeError(
+                    f"{source}:{number}: is nested too deeply. A recipe has three levels of tables."
+                )
+            if _LONG_NUMBER.search(bare):
+                raise RecipeError(f"{source}:{number}: holds a number of over 400 digits. Use a smaller one.")
 
 
 def _key_lines(text: str) -> Iterator[tuple[tuple[str, ...], int]]:

@@ -9,7 +9,7 @@ import dataclasses
 import importlib
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 from dit_accel.errors import DitAccelError, nearest
 
@@ -94,7 +94,7 @@ def _check_method(name: str, cls: Any) -> None:
         _require(condition, "method", name, found, advice)
 
     require(
-        isinstance(name, str) and re.fullmatch("[a-z][a-z0-9_]*", name) is not None,
+        re.fullmatch("[a-z][a-z0-9_]*", str(name)) is not None,
         "the name is not a lower-case word",
         "Recipes name methods in lower case with underscores, such as share_branch.",
     )
@@ -104,7 +104,7 @@ def _check_method(name: str, cls: Any) -> None:
         f"{cls!r} is not a frozen dataclass",
         "Its fields are the recipe's parameters, and it holds no state: use @dataclass(frozen=True).",
     )
-    seams = getattr(cls, "seams", None)
+    seams = cast("frozenset[str] | None", getattr(cls, "seams", None))
     require(
         isinstance(seams, frozenset) and bool(seams) and seams <= SEAMS,
         f"seams is {seams!r}",

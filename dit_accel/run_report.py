@@ -43,10 +43,16 @@ class Report:
 
     def __str__(self) -> str:
         head = f"dit_accel: {self.recipe} on {self.family}, {self.steps} steps, run {self.runs}"
-        counts = ", ".join(f"{name} {count}" for name, count in sorted(self.counters.items())) or "nothing ran"
-        memory = f"memory {self.memory_bytes / 2**20:.1f} MiB (predicted {self.predicted_bytes / 2**20:.1f} MiB)"
+        counts = (
+            ", ".join(f"{name} {count}" for name, count in sorted(self.counters.items())) or "nothing ran"
+        )
+        memory = (
+            f"memory {self.memory_bytes / 2**20:.1f} MiB (predicted {self.predicted_bytes / 2**20:.1f} MiB)"
+        )
         lines = [head, f"  {counts}", f"  {memory}"]
-        lines += [f"  {row.site:<28} {row.branch:<7} {' '.join(x or '-' for x in row.ran)}" for row in self.rows]
+        lines += [
+            f"  {row.site:<28} {row.branch:<7} {' '.join(x or '-' for x in row.ran)}" for row in self.rows
+        ]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 

@@ -47,7 +47,9 @@ class Forward:
 class Session:
     """One accelerated pipeline. Not thread-safe: one run at a time, as the pipeline itself."""
 
-    def __init__(self, recipe: Recipe, denoisers: Mapping[str, tuple[Denoiser, Any]], pipe: Any, strict: bool):
+    def __init__(
+        self, recipe: Recipe, denoisers: Mapping[str, tuple[Denoiser, Any]], pipe: Any, strict: bool
+    ):
         self.recipe, self.strict = recipe, strict
         self.denoisers = {name: record for name, (record, _) in denoisers.items()}
         self.families = {name: family for name, (_, family) in denoisers.items()}
@@ -131,7 +133,7 @@ class Session:
     def count(
         self, key: Key, branch: str, letters: str, done: Mapping[Any, int], computed: str = "full"
     ) -> None:
-        """Record what a visit did: letters as run, and how many heads each method served (None: the model)."""
+        """Record what a visit did: letters as run, and how many heads each method served (None: model)."""
         assert self.at is not None
         row = self._ran.setdefault((key, branch), {})
         row[self.at.step] = letters
@@ -147,13 +149,18 @@ class Session:
         """A site or a run fell back to the model's own computation; an error under strict."""
         if self.strict:
             at = f"{site}: " if site else ""
-            raise DenseFallback(f"{at}{text} (strict=True asked for no fallback). Mend the recipe or drop strict.")
+            raise DenseFallback(
+                f"{at}{text} (strict=True asked for no fallback). Mend the recipe or drop strict."
+            )
         self.note(text, site)
 
     def report(self) -> Report:
         """The last run."""
         plan = self.plan
-        notes = [*(plan.notes if plan else ()), *(_sentence(text, sites) for text, sites in self._notes.items())]
+        notes = [
+            *(plan.notes if plan else ()),
+            *(_sentence(text, sites) for text, sites in self._notes.items()),
+        ]
         return Report(
             recipe=self.recipe.name,
             family=" + ".join(dict.fromkeys(family.name for family in self.families.values())),
@@ -186,7 +193,9 @@ class Session:
     def forbid_memory(self, needed: int) -> None:
         """The run would keep more than the recipe allows."""
         limit = (self.recipe.memory_gb or 0) * 2**30
-        text = f"the recipe allows {limit / 2**20:.1f} MiB of stored outputs, this run needs {needed / 2**20:.1f} MiB"
+        text = (
+            f"the recipe allows {limit / 2**20:.1f} MiB of stored outputs, the run needs {needed / 2**20:.1f}"
+        )
         if self.strict:
             raise MemoryBound(f"{text}. Raise [limits] memory_gb, or use fewer or larger spans.")
         self.note(f"{text}: it runs dense")
@@ -205,7 +214,9 @@ class Session:
         if not levels:
             self.plan = None
         elif self.plan is None or self.plan.levels != levels:
-            self.plan = resolve(self.recipe, tuple(self.denoisers.values()), levels, self._shares_of_run(levels))
+            self.plan = resolve(
+                self.recipe, tuple(self.denoisers.values()), levels, self._shares_of_run(levels)
+            )
 
     def _shares_of_run(self, levels: tuple[float, ...]) -> dict[str, frozenset[int]]:
         """Which steps each denoiser runs: Wan 2.2 hands over from one to the other at a noise level."""
@@ -221,7 +232,7 @@ class Session:
 
     def _rows(self) -> list[Row]:
         steps = range(len(self.tracker.levels))
-        rows = []
+        rows: list[Row] = []
         for (key, branch), ran in self._ran.items():
             track = self.plan and (self.plan.attention.get(key) or self.plan.timeline.get(key))
             planned = tuple(track.entry(k, branch).letters for k in steps) if track else ()
@@ -232,7 +243,13 @@ class Session:
 
 def _sentence(text: str, sites: list[str]) -> str:
     names = list(dict.fromkeys(site for site in sites if site))
-    where = f"{names[0]}: " if len(names) == 1 else f"{names[0]} and {len(names) - 1} more sites: " if names else ""
+    where = (
+        f"{names[0]}: "
+        if len(names) == 1
+        else f"{names[0]} and {len(names) - 1} more sites: "
+        if names
+        else ""
+    )
     return f"{where}{text}" + (f" ({len(sites)} times)" if len(sites) > 1 else "")
 
 

@@ -1,5 +1,5 @@
-"""A span of blocks at run time: each block either runs, replays its stored sublayers, or lets its streams pass
-until the last block adds the span's residual. Holds no module; `install.py` calls it from block hooks."""
+"""A span of blocks at run time: each block runs, replays its stored sublayers, or lets its streams pass until
+the last block adds the span's residual. Holds no module; `install.py` calls it from block hooks."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -67,31 +67,33 @@ def _branch(session: Session, member: Member, track: Track, branch: str, call: B
     if member.first:
         session.scratch[slot] = _open(session, member, track, branch, call.streams)
     state: _State = session.scratch[slot]
+    if state.answer == "add":
+        if not member.last:
+            return call.streams
+        residual = state.residual or units.derive(session, member.key, branch, state.method)
+        units.keep(session, member.key, track, branch, residual, planned=True)
+        return tuple(x + r for x, r in zip(call.streams, residual, strict=True))
     if state.answer == "replay":
-        return call.replay(call.streams, _stored(session, member, branch))
-    if state.answer == "compute":
+        out = call.replay(call.streams, _stored(session, member, branch))
+    else:
         out = _run(session, member, track, branch, call, state)
-        if member.last:
-            residual = tuple(after - before for after, before in zip(out, state.inputs, strict=True))
-            _keep_residual(session, member, track, branch, residual, state)
-        return out
-    if not member.last:
-        return call.streams
-    residual = state.residual or units.derive(session, member.key, branch, state.method)
-    return tuple(x + r for x, r in zip(call.streams, residual, strict=True))
+    if member.last:
+        residual = tuple(after - before for after, before in zip(out, state.inputs, strict=True))
+        _keep_residual(session, member, track, branch, residual, state)
+    return out
 
 
 def _open(session: Session, member: Member, track: Track, branch: str, streams: Streams) -> _State:
     """Decide at the span's first block."""
     cond = session.scratch.get(("span", member.key, "cond"))
-    pending = branch == "uncond" and cond is not None and cond.answer == "compute"
+    pending = branch == "uncond" and cond is not None  # a batched pair: cond's last block is yet to come
     entry, value = units.decide(session, member.key, track, branch, cond_pending=pending)
     current = uses_current_gates(track, branch)
     method = entry.groups[0][0]
     if value is None:
         return _State("compute", streams, (), method, entry.computes, current)
     answer = "replay" if getattr(method, "gates", None) == "current" else "add"
-    return _State(answer, streams, value, method, entry.computes, current)
+    return _State(answer, streams, value, method, True, current)
 
 
 def uses_current_gates(track: Track, branch: str) -> bool:

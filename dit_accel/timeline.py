@@ -2,8 +2,8 @@
 
 Rules (steps k, branches cond before uncond):
     reuse needs an output computed on its own branch at most max_age steps before;
-    share needs cond computed at the same step and, with `difference`, a difference at most max_age steps old,
-    stored at a step at which both branches computed; cond itself never shares.
+    share needs cond's answer of the same step, computed or reused, and, with `difference`, a difference at
+    most max_age steps old, stored at a step at which both branches computed; cond itself never shares.
 In [attention] an entry that breaks a rule computes: that is how an interval of `reuse` refreshes itself.
 In [timeline] the letters are explicit, so there it is an error.
 """
@@ -86,7 +86,9 @@ def lay(
     """Lay every head of one site over the steps."""
     heads = len(letters["cond"][0])
     lanes = [
-        _Lane({b: "".join(text[head] for text in letters[b]) for b in BRANCHES}, method_of, strict, few, steps)
+        _Lane(
+            {b: "".join(text[head] for text in letters[b]) for b in BRANCHES}, method_of, strict, few, steps
+        )
         for head in range(heads)
     ]
     all_steps = range(len(letters["cond"]))
@@ -112,7 +114,12 @@ class _Lane:
     """One head of one site: a forward pass decides what runs, a backward look what must be kept."""
 
     def __init__(
-        self, letters: Mapping[str, str], method_of: Any, strict: str | None, few: bool, runs: frozenset[int] | None
+        self,
+        letters: Mapping[str, str],
+        method_of: Any,
+        strict: str | None,
+        few: bool,
+        runs: frozenset[int] | None,
     ):
         self.strict, self.few, self.upgraded, self.runs = strict, few, 0, runs
         self.last_out: dict[str, int] = {}
@@ -149,8 +156,6 @@ class _Lane:
     def _why_not(self, method: Any, shares: bool, step: int, branch: str) -> str | None:
         if method.max_age == 0:
             return "its max_age is 0"
-        if shares and not self._computed(step, "cond"):
-            return "cond is not computed at this step"
         if shares and not method.difference:
             return None
         last = self.last_difference if shares else self.last_out.get(branch)
@@ -171,7 +176,8 @@ class _Lane:
 
     def _keeps(self, step: int, branch: str) -> list[str]:
         if not self._computed(step, branch):
-            return []
+            # a reused output of cond can still be shared
+            return [SHARED] if branch == "cond" and self._shares(step) else []
         names = [OUT] if self._read_later(step, branch, shared=False) else []
         stores_difference = self._stores_difference(step)
         if branch == "uncond" and stores_difference:
@@ -194,6 +200,10 @@ class _Lane:
             if self._computed(later, branch):
                 if not shared or self._computed(later, "cond"):
                     return False
-            elif method is not None and hasattr(method, "difference") == shared and getattr(method, "difference", True):
+            elif (
+                method is not None
+                and hasattr(method, "difference") == shared
+                and getattr(method, "difference", True)
+            ):
                 return True
         return False

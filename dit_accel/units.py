@@ -20,7 +20,7 @@ def decide(
 ) -> tuple[Entry, Value | None]:
     """The entry of this visit and, where it is not computed, the value that answers; counts the visit.
 
-    `cond_pending`: cond is being computed at this very visit (a batched pair inside a span), so a shared value
+    `cond_pending`: cond is being answered at this very visit (a batched pair in a span), so a shared value
     can only be derived later, by `derive`; the value given back is then empty.
     """
     assert session.at is not None
@@ -29,7 +29,11 @@ def decide(
     value, letters = None, entry.letters
     if not entry.computes:
         try:
-            value = _foresee(session, key, branch, method) if cond_pending else derive(session, key, branch, method)
+            value = (
+                _foresee(session, key, branch, method)
+                if cond_pending
+                else derive(session, key, branch, method)
+            )
         except MissingAnchor as reason:
             session.fallback(f"computed where {method_name(method)} was planned: {reason}", key[1])
             letters, method = ALONE, None

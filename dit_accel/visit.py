@@ -87,13 +87,17 @@ def attend(
         return _Call(session, key, at.branch, track, q, k, v, mask, scale, dense, first_head).run()
     uncond, cond = (_half(x, at.batch, i) for i in (0, 1) for x in [(q, k, v, mask)])
     # cond first: uncond may read what it stores
-    out_cond = _Call(session, key, "cond", track, *cond, scale, dense, first_head).run()
-    out_uncond = _Call(session, key, "uncond", track, *uncond, scale, dense, first_head).run()
+    out_cond = _Call(
+        session, key, "cond", track, *cond, scale=scale, dense=dense, first_head=first_head
+    ).run()
+    out_uncond = _Call(
+        session, key, "uncond", track, *uncond, scale=scale, dense=dense, first_head=first_head
+    ).run()
     return torch.cat([out_uncond, out_cond])
 
 
 def _half(tensors: Sequence[Tensor | None], batch: int, index: int) -> list[Any]:
-    """The uncond (0) or cond (1) half of a batched pair; what has no batch axis of that size is kept whole."""
+    """The uncond (0) or cond (1) half of a batched pair; what has no such batch axis is kept whole."""
     return [x if x is None or x.shape[0] != batch else x.chunk(2)[index] for x in tensors]
 
 
@@ -133,7 +137,9 @@ class _Call:
         else:
             out = self.q.new_empty((*self.q.shape[:3], self.v.shape[3]))
             for method, heads in groups:
-                out[:, :, [h - self.first_head for h in heads]] = self._serve(method, heads, done, letters, fell_back)
+                out[:, :, [h - self.first_head for h in heads]] = self._serve(
+                    method, heads, done, letters, fell_back
+                )
         self._keep(out, fell_back)
         if self.call_number == 0:
             self.session.count(self.key, self.branch, "".join(letters), done)
@@ -150,7 +156,9 @@ class _Call:
                 done[method] = done.get(method, 0) + len(heads)
                 return out
             except (MissingAnchor, Unmet) as reason:
-                self.session.fallback(f"ran dense where {method_name(method)} was planned: {reason}", self.key[1])
+                self.session.fallback(
+                    f"ran dense where {method_name(method)} was planned: {reason}", self.key[1]
+                )
                 fell_back.extend(heads)
                 for head in heads:
                     letters[head] = ALONE
@@ -184,7 +192,9 @@ class _Call:
             value = self._value(name, out, heads)
             if heads and value is not None:
                 shifted = [h - self.first_head for h in heads], [h - self.first_head for h in of]
-                self.session.memory.store_heads(self._address(self.branch), name, value, *shifted, self.at.step)
+                self.session.memory.store_heads(
+                    self._address(self.branch), name, value, *shifted, self.at.step
+                )
 
     def _value(self, name: str, out: Tensor, heads: list[int]) -> Tensor | None:
         if name == OUT or not heads:
@@ -214,7 +224,11 @@ class _Call:
         if (value.shape[0], value.shape[1], value.shape[3]) != (self.q.shape[0], rows, self.v.shape[3]):
             raise MissingAnchor(f"the stored {name} has shape {tuple(value.shape)}, not that of this call")
         owner = "cond" if branch == "both" else branch
-        of = [h - self.first_head for h in self.track.slots[owner, name] if h - self.first_head in range(self.q.shape[2])]
+        of = [
+            h - self.first_head
+            for h in self.track.slots[owner, name]
+            if h - self.first_head in range(self.q.shape[2])
+        ]
         if local == of:
             return value
         return value[:, :, [of.index(h) for h in local]]
@@ -224,7 +238,9 @@ class _Call:
     def checked_grid(self) -> tuple[int, int, int]:
         at = self.at
         if at.references:
-            raise Unmet(f"the sequence holds {at.references} tokens of reference images beside the grid {at.grid}")
+            raise Unmet(
+                f"the sequence holds {at.references} tokens of reference images beside the grid {at.grid}"
+            )
         if self.num_text < 0 or (not at.joint and self.k.shape[1] != at.visual):
             raise Unmet(f"{self.k.shape[1]} tokens are not the grid {at.grid} plus text")
         return at.grid
@@ -236,5 +252,3 @@ class _Call:
         if self.num_text <= 0:
             return slice(0, rows)
         return slice(self.num_text, rows) if self.text_first else slice(0, rows - self.num_text)
-
-

@@ -1,0 +1,7 @@
+"""Scenes that code can draw from a caption, and read back from pixels."""
+
+from dit_accel.scenes.caption import Scene, Thing, is_held_out, parse, sample_scene
+from dit_accel.scenes.readback import attributes, score
+from dit_accel.scenes.render import render
+
+__all__ = ["Scene", "Thing", "attributes", "is_held_out", "parse", "render", "sample_scene", "score"]

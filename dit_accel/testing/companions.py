@@ -1,5 +1,8 @@
 """Tiny random companions of a denoiser: VAEs, text encoders and a tokenizer, of the real classes."""
 
+# pyright: reportArgumentType=false
+# diffusers annotates single classes and one-element tuples where it takes more
+
 from types import SimpleNamespace
 from typing import Any
 
@@ -158,7 +161,7 @@ class MeanPoolVae(ModelMixin, ConfigMixin):
     def encode(self, pixels: Tensor) -> SimpleNamespace:
         """[B, 3, 1, Y, X] to [B, z, 1, Y / 64, X / 64]."""
         mean = F.avg_pool3d(pixels, (1, 64, 64))
-        return SimpleNamespace(latents=torch.cat([mean, mean[:, : self.config.z_dim - 3]], dim=1))
+        return SimpleNamespace(latents=torch.cat([mean, mean[:, : self.config["z_dim"] - 3]], dim=1))
 
 
 def clip_vision(seed: int) -> tuple[CLIPVisionModel, Any]:

@@ -8,6 +8,9 @@ Sizes differ on every axis (3 frames, 4 rows, 5 columns of tokens) and data has 
 of a batch has its own noise and prompt, the same ones at every batch size.
 """
 
+# pyright: reportArgumentType=false
+# diffusers annotates single classes and one-element tuples where it takes more
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +94,7 @@ class TinyPipeline:
             arguments["image"] = gradient_image(size)
         if guidance <= 1:
             arguments = {name: value for name, value in arguments.items() if not name.startswith("negative_")}
-        return pipe(**arguments | more, return_dict=False)[0]
+        return pipe(**arguments | more, return_dict=False)[0]  # pyright: ignore[reportCallIssue]
 
     def noise(self, count: int, size: Size, seed: int) -> Tensor:
         """Initial latents around 0.5, one seed per sample."""
@@ -276,23 +279,28 @@ def _packed_edit_latents(size: Size) -> tuple[int, ...]:
     return (size[0] // 128) * (size[1] // 128), 4 * LATENT_CHANNELS
 
 
-VIDEO = {"size": (64, 80, 9)}
-IMAGE = {"size": (64, 80, 1)}
-WAN = VIDEO | {
+VIDEO: dict[str, Any] = {"size": (64, 80, 9)}
+IMAGE: dict[str, Any] = {"size": (64, 80, 1)}
+WAN: dict[str, Any] = VIDEO | {
     "family": "wan",
     "guidance": 5.0,
     "embeds": _plain,
     "latent_shape": _wan_latents,
     "count_argument": "num_videos_per_prompt",
 }
-COGVIDEOX = VIDEO | {
+COGVIDEOX: dict[str, Any] = VIDEO | {
     "family": "cogvideox",
     "guidance": 6.0,
     "embeds": _cogvideox_embeds,
     "count_argument": None,
 }
-PIXART = IMAGE | {"family": "pixart", "guidance": 4.5, "embeds": _padded, "latent_shape": _pixart_latents}
-QWEN_IMAGE = IMAGE | {
+PIXART: dict[str, Any] = IMAGE | {
+    "family": "pixart",
+    "guidance": 4.5,
+    "embeds": _padded,
+    "latent_shape": _pixart_latents,
+}
+QWEN_IMAGE: dict[str, Any] = IMAGE | {
     "family": "qwen_image",
     "guidance": 4.0,
     "embeds": _masked,

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from dit_accel.visit import AttentionVisit, Unmet
-from dit_accel_kernels.block_attention import Window as Rule
-from dit_accel_kernels.block_attention import block_attention
+from dit_accel_kernels.block_attention import WindowMask, block_attention
 
 
 @dataclass(frozen=True)
@@ -34,18 +33,9 @@ class Window:
             raise ValueError(f"radius must be three numbers >= 0 (frames, rows, columns); got {self.radius}")
 
     def attend(self, visit: AttentionVisit) -> Tensor:  # [B, N, h, D]
-        window = Rule(visit.grid, self.radius, visit.num_text, visit.text_first)
-        if visit.mask is None:
-            return block_attention(visit.q, visit.k, visit.v, mask=window, scale=visit.scale)[0]
-        return torch.cat([self._masked(visit, window, sample) for sample in range(visit.q.shape[0])])
-
-    @staticmethod
-    def _masked(visit: AttentionVisit, window: Rule, sample: int) -> Tensor:  # [1, N, h, D]
-        """One sample of a batch whose padded text is masked."""
-        mask = visit.mask
-        if mask is None or mask.dtype != torch.bool or mask.ndim != 4 or mask.shape[1] != 1:
-            raise Unmet("its attention mask is not a bool mask over keys [B, 1, 1 or N, N]")
-        seen = mask[sample if mask.shape[0] > 1 else 0, 0]  # [1 or N, N]
-        both = window.rows(0, window.shape[0], visit.q.device) & seen
-        q, k, v = (x[sample : sample + 1] for x in (visit.q, visit.k, visit.v))
-        return block_attention(q, k, v, mask=both, scale=visit.scale)[0]
+        mask = WindowMask(visit.grid, self.radius, visit.num_text, visit.text_first)
+        if visit.mask is not None:
+            if visit.mask.dtype != torch.bool:
+                raise Unmet("its attention adds a bias to the scores")
+            mask = mask & visit.mask
+        return block_attention(visit.q, visit.k, visit.v, mask=mask, scale=visit.scale)[0]

@@ -1,0 +1,149 @@
+"""Lines of docs/results: made from what `compare` and `bench` measured, read back as the README's tables.
+
+A line is one JSON object, see docs/results/README.md. Nothing here measures.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dit_accel.errors import DitAccelError
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+SHAPE = {"height": "height", "width": "width", "num_frames": "frames", "num_inference_steps": "steps"}
+HEAD = ("what ran", "seconds", "speedup", "PSNR dB", "SSIM", "fits its prompt", "peak GiB")
+QUALITY = ("psnr", "ssim", "faithfulness")
+NOTHING = "No result has been recorded yet."
+DENSE = "dense"
+
+Line = dict[str, Any]
+
+
+def lines_from(measured: Mapping[str, Any], **known: Any) -> list[Line]:
+    """The lines of one `compare --json` or `bench --json` object; `known` (commit, date) goes into each."""
+    if "rows" in measured:
+        shared = {key: measured[key] for key in ("model", "versions", "device") if key in measured}
+        rows = [dict(row) for row in measured["rows"]]
+    elif "columns" in measured:
+        shared = _shared(measured)
+        rows = [_row(measured, key) for key in measured["columns"]]
+    else:
+        raise DitAccelError(
+            f"asked to record a result; the object has the keys {', '.join(measured) or 'none'}. "
+            "Give what `dit-accel compare --json` or `dit-accel bench --json` wrote."
+        )
+    return [{"what": "pipeline", **shared, **row, **known} for row in rows]
+
+
+def append(lines: Iterable[Line], folder: Path, device: str) -> Path:
+    """Add lines to the device's file."""
+    file = folder / f"{device}.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as out:
+        out.writelines(json.dumps(line, allow_nan=False, sort_keys=True) + "\n" for line in lines)
+    return file
+
+
+def read(folder: Path) -> list[Line]:
+    """Every line of every device, in file order."""
+    lines: list[Line] = []
+    for file in sorted(folder.glob("*.jsonl")):
+        for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                lines.append(json.loads(text))
+            except ValueError as error:
+                raise DitAccelError(
+                    f"{file}:{number}: not a JSON object ({error}); mend or remove it"
+                ) from error
+    return lines
+
+
+def tables(lines: Sequence[Line]) -> str:
+    """Markdown: one table for each device, model and shape, holding the newest line of each name."""
+    groups: dict[tuple[str, str, str], dict[str, Line]] = {}
+    for line in lines:
+        if line["what"] == "pipeline":
+            group = (line["device"], line["model"], _shape(line))
+            groups.setdefault(group, {})[line["name"]] = line
+    parts = [_table(group, list(rows.values())) for group, rows in groups.items()]
+    return "\n\n".join(parts) or NOTHING
+
+
+def place(text: str, table: str) -> str:
+    """`text` with `table` between its two markers."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise DitAccelError(
+            f"asked to write the results table; the text lacks {BEGIN} or {END}. Put both in."
+        )
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+def _shared(compared: Mapping[str, Any]) -> Line:
+    arguments, jobs = compared["arguments"], compared["jobs"]
+    return {
+        "model": compared["model"],
+        "shape": {ours: arguments[theirs] for theirs, ours in SHAPE.items() if theirs in arguments},
+        "runs": len(jobs),
+        "seeds": sorted({job["seed"] for job in jobs}),
+        "versions": compared["versions"],
+        "device": compared["device"],
+    }
+
+
+def _row(compared: Mapping[str, Any], key: str) -> Line:
+    column = compared["columns"][key]
+    names = {DENSE: DENSE, "recipe": f"dit_accel:{compared['recipe']}"}
+    row: Line = {"name": names.get(key, f"steps:{column['steps']}"), "seconds": column["seconds"]}
+    row |= {
+        name: column[name] for name in ("speedup", *QUALITY, "peak_bytes") if column.get(name) is not None
+    }
+    if key == "recipe":
+        row["counters"] = compared["counters"]
+    return row
+
+
+def _shape(line: Line) -> str:
+    shape = line.get("shape", {})
+    size = f"{shape['width']} x {shape['height']}" if "width" in shape and "height" in shape else ""
+    parts = (size, *(f"{shape[name]} {name}" for name in ("frames", "steps") if name in shape))
+    return ", ".join(part for part in parts if part)
+
+
+def _table(group: tuple[str, str, str], rows: Sequence[Line]) -> str:
+    device, model, shape = group
+    last = rows[-1]
+    made = ", ".join(
+        part
+        for part in (
+            f"median of {last['runs']} runs" if "runs" in last else "",
+            f"commit {last['commit']}" if "commit" in last else "",
+            last.get("date", ""),
+        )
+        if part
+    )
+    title = f"**{model}** on {device}" + (f": {shape}" if shape else "") + (f" ({made})" if made else "")
+    lines = [HEAD, ("---", *("---:",) * (len(HEAD) - 1)), *map(_cells, rows)]
+    return "\n".join([title, "", *(f"| {' | '.join(cells)} |" for cells in lines)])
+
+
+def _cells(row: Line) -> tuple[str, ...]:
+    if row.get("error"):
+        return (row["name"], "failed", *("",) * (len(HEAD) - 2))
+    reference = row["name"] == DENSE  # itself: PSNR and SSIM to itself say nothing
+    peak = row.get("peak_bytes")
+    return (
+        row["name"],
+        _number(row.get("seconds"), 2),
+        _number(row.get("speedup"), 2),
+        "" if reference else _number(row.get("psnr"), 1),
+        "" if reference else _number(row.get("ssim"), 3),
+        _number(row.get("faithfulness"), 3),
+        _number(None if peak is None else peak / 2**30, 2),
+    )
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

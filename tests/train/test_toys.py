@@ -1,0 +1,175 @@
+"""The toys' training: exact shortcuts, resumable, and pipelines that load."""
+
+import json
+
+import pytest
+import torch
+from diffusers import (
+    CogVideoXPipeline,
+    DiffusionPipeline,
+    PixArtSigmaPipeline,
+    QwenImagePipeline,
+    WanPipeline,
+)
+from torch import nn
+
+from dit_accel.train.toys.denoiser import WAN_TEXT_LENGTH, FrameWindow, Stage, Task
+from dit_accel.train.toys.export import build_toy, export_toy
+from dit_accel.train.toys.loop import LoopConfig, learning_rate, train
+from dit_accel.train.toys.models import build_denoiser, build_tokenizer
+from dit_accel.train.toys.vae import build_vae, decode_unclamped, video_batch
+
+CAPTIONS = ["a red ring moving left on a navy plain background", ""]
+
+
+def small_latents(frames=3):
+    return torch.randn(2, 12, frames, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def awake(denoiser):
+    # the last layer begins at zero, and zero equals zero whatever came before
+    nn.init.normal_(denoiser.transformer.proj_out.weight, std=0.1)
+    return denoiser.eval()
+
+
+@torch.no_grad()
+def test_one_zero_key_counts_as_all_the_padding_of_the_pipeline():
+    torch.manual_seed(0)
+    denoiser = awake(build_denoiser("wan"))
+    latents, sigma = small_latents(), torch.tensor([0.4, 0.9])
+    short = Task("wan", denoiser).predict(denoiser, latents, sigma, CAPTIONS)
+    words = build_tokenizer()(CAPTIONS, padding="max_length", max_length=WAN_TEXT_LENGTH, return_tensors="pt")
+    text = denoiser.text_encoder(words.input_ids, words.attention_mask).last_hidden_state
+    text = text * words.attention_mask[..., None]
+    padded = denoiser.transformer(latents, sigma * 1000, text, return_dict=False)[0]
+    scale = padded.abs().max()
+    assert scale > 0.01
+    # two orders of summation of 512 keys in float32
+    assert (short - padded).abs().max() < 1e-4 * scale
+
+
+@torch.no_grad()
+def test_a_window_of_frames_keeps_their_places_in_time():
+    transformer = build_denoiser("wan").transformer
+    window = FrameWindow(transformer)
+    whole = transformer.rope(small_latents(9))
+    window.frames = [0, 4, 8]
+    chosen = transformer.rope(small_latents(3))
+    for table, part in zip(whole, chosen, strict=True):
+        assert torch.equal(table.unflatten(1, (9, 16))[:, [0, 4, 8]].flatten(1, 2), part)
+
+
+def test_a_stage_draws_frames_in_order_and_sometimes_both_ends():
+    drawn = [Stage("video", 1, 3).frames(number, 9) for number in range(100)]
+    assert all(frames == sorted(set(frames)) and len(frames) == 3 for frames in drawn)
+    assert 10 < sum(frames[0] == 0 and frames[-1] == 8 for frames in drawn) < 60
+    assert Stage("video", 1).frames(0, 9) is None
+
+
+@torch.no_grad()
+def test_the_unclamped_decoder_is_the_autoencoders_own():
+    torch.manual_seed(0)
+    vae = build_vae("wan").eval()
+    latents = torch.randn(1, 12, 3, 4, 4)
+    assert torch.equal(decode_unclamped(vae, latents).clamp(-1, 1), vae.decode(latents).sample)
+
+
+def test_a_training_clip_batch_is_pixels_within_one():
+    pixels = video_batch(0, 3, batch=1, frames=5, size=32)
+    assert pixels.shape == (1, 3, 5, 32, 32) and pixels.abs().max() <= 1
+
+
+def loss_of(module, number):
+    x = torch.randn(4, 8)
+    error = (module(x) - x.flip(1)).square().mean()
+    return error, {"loss": error.item()}
+
+
+def fresh():
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+
+
+def test_an_interrupted_training_resumes_to_identical_weights(tmp_path):
+    def config(name, steps):
+        return LoopConfig(tmp_path / name, steps, cooldown=1, save_every=5, log_every=5, precision="no")
+
+    straight, first, second = fresh(), fresh(), fresh()
+    train(straight, loss_of, config("straight", 20))
+    train(first, loss_of, config("resumed", 10))
+    train(second, loss_of, config("resumed", 20))
+    # the cool-down of the first half was the last of its steps: it is part of the run that is resumed
+    for name, weight in second.named_parameters():
+        assert not torch.equal(weight, dict(first.named_parameters())[name])
+    replay = fresh()
+    train(replay, loss_of, config("replay", 10))
+    train(replay, loss_of, config("replay", 20))
+    for ours, theirs in zip(second.parameters(), replay.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_crash_between_checkpoints_loses_nothing(tmp_path):
+    def crash(module, number):
+        if number == 13:
+            raise RuntimeError("power cut")
+        return loss_of(module, number)
+
+    def config(name):
+        return LoopConfig(tmp_path / name, 20, cooldown=4, save_every=5, log_every=5, precision="no")
+
+    straight, crashed = fresh(), fresh()
+    train(straight, loss_of, config("straight"))
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(crashed, crash, config("crashed"))
+    train(resumed := fresh(), loss_of, config("crashed"))
+    for ours, theirs in zip(resumed.parameters(), straight.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    losses = [
+        json.loads(line)["loss"] for line in (tmp_path / "straight" / "log.jsonl").read_text().splitlines()
+    ]
+    assert losses[-1] < losses[0]
+
+
+def test_the_learning_rate_rises_stays_and_falls(tmp_path):
+    config = LoopConfig(tmp_path, steps=100, lr=1.0, warmup=10, cooldown=20)
+    assert [round(learning_rate(config, step), 3) for step in (0, 9, 50, 80, 90, 99)] == [
+        0.1,
+        1,
+        1,
+        1,
+        0.5,
+        0.05,
+    ]
+
+
+CLASSES = {
+    "wan": WanPipeline,
+    "pixart": PixArtSigmaPipeline,
+    "cogvideox": CogVideoXPipeline,
+    "qwen_image": QwenImagePipeline,
+}
+
+
+@pytest.mark.parametrize("toy", CLASSES)
+def test_an_exported_toy_loads_by_its_folder_and_runs(toy, tmp_path):
+    export_toy(build_toy(toy), toy, tmp_path)
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    assert type(pipeline) is CLASSES[toy]
+    assert {part.dtype for part in (pipeline.transformer, pipeline.text_encoder, pipeline.vae)} == {
+        torch.float32
+    }
+    assert json.loads((tmp_path / "generation.json").read_text())["num_inference_steps"] > 1
+    arguments = {"num_inference_steps": 2, "height": 32, "width": 32, "output_type": "latent"}
+    arguments |= {"num_frames": 5} if toy in ("wan", "cogvideox") else {}
+    arguments |= {"use_resolution_binning": False} if toy == "pixart" else {}
+    first, second = (pipeline(CAPTIONS[0], generator=torch.manual_seed(0), **arguments)[0] for _ in range(2))
+    assert first.isfinite().all() and torch.equal(first, second)
+    size = sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors"))
+    assert size < 12_000_000
+
+
+def test_qwens_chat_template_has_the_head_that_the_pipeline_cuts_off():
+    pipeline = build_toy("qwen_image")
+    head = pipeline.prompt_template_encode.split("{}")[0]
+    assert len(pipeline.tokenizer(head).input_ids) == pipeline.prompt_template_encode_start_idx
