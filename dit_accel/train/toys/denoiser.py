@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dit_accel.train.toys.latents import Pool
 from dit_accel.train.toys.loop import LoopConfig, train
-from dit_accel.train.toys.models import SHIFT, Denoiser, build_denoiser, build_tokenizer, timesteps_of
+from dit_accel.train.toys.models import Denoiser, build_denoiser, build_tokenizer, timesteps_of
 
 DROP_TEXT = 0.1
 WAN_TEXT_LENGTH = 512  # WanPipeline pads to it with zeros and masks nothing
@@ -50,8 +50,8 @@ class PaddingKey:
 class FrameWindow:
     """Gives the rotary table the true places of a sample that is part of a clip, or a smaller picture of it.
 
-    `frames` are the latent frame numbers present; `stride` is the distance of neighbours in Y and X: 2 for a scene
-    drawn at half the size, so that its things are as far apart as at full size.
+    `frames` are the latent frame numbers present; `stride` is the distance of neighbours in Y and X: 2 for a
+    scene drawn at half the size, so that its things are as far apart as at full size.
     """
 
     def __init__(self, transformer: nn.Module):
@@ -92,12 +92,13 @@ class Task:
         latents: torch.Tensor,
         captions: list[str],
         frames: Sequence[int] | None = None,
+        shift: float = 3.0,
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """`latents` `[B, C, F, Y, X]` or `[B, C, Y, X]`, normalised; `frames` keeps some of F."""
         captions = [caption if torch.rand(()) > DROP_TEXT else "" for caption in captions]
         if frames is not None:
             latents = latents[:, :, list(frames)]
-        sigma = sample_sigma(len(latents), SHIFT[self.toy])
+        sigma = sample_sigma(len(latents), shift)
         level = sigma.view(-1, *[1] * (latents.ndim - 1))
         noise = torch.randn_like(latents)
         noisy = (1 - level) * latents + level * noise
@@ -145,6 +146,10 @@ class Stage:
     batch: int
     window: int = 0
     stride: int = 1
+    shift: float = (
+        3.0  # of the noise levels trained on; above the sampler's it dwells where shapes are decided
+    )
+    beside: tuple[str, int] | None = None  # a second pool and its batch, taken every other time
 
     def frames(self, number: int, total: int) -> list[int] | None:
         """The frames of batch `number`: random, in order, one time in four with both ends of the clip."""
@@ -161,10 +166,15 @@ STAGES = {
     "wan": {
         "frame": Stage("video64", 32, 1),
         "pair": Stage("video64", 12, 2),
+        "few": Stage("video64", 6, 4),
         "small": Stage("video32", 12, stride=2),
         "full": Stage("video64", 4),
     },
-    "pixart": {"small": Stage("image128", 32), "full": Stage("image256", 8)},
+    "pixart": {
+        "small": Stage("image128", 32),
+        "full": Stage("image256", 8),
+        "mixed": Stage("image256", 8, shift=6.0, beside=("image128", 32)),
+    },
 }
 
 
@@ -179,16 +189,20 @@ def train_denoiser(
     plan, task = STAGES[toy][stage], Task(toy, denoiser)
     if toy == "wan":
         task.window.stride = plan.stride
-    pool = Pool(list(pools.glob(f"{plan.pool}-*.safetensors")), config.seed)
+    sources = [(plan.pool, plan.batch), *([plan.beside] if plan.beside else [])]
+    opened = [
+        (Pool(list(pools.glob(f"{name}-*.safetensors")), config.seed), batch) for name, batch in sources
+    ]
 
     # at a few hundred tokens plain matrix products in bf16 beat the CPU's fused attention
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     attention = SDPBackend.MATH if stage != "full" else SDPBackend.FLASH_ATTENTION
 
     def loss_of(module: nn.Module, number: int) -> tuple[torch.Tensor, dict[str, float]]:
-        latents, captions = pool.batch(number, plan.batch)
+        pool, batch = opened[number % len(opened)]
+        latents, captions = pool.batch(number // len(opened), batch)
         frames = plan.frames(number, latents.shape[2]) if toy == "wan" else None
-        return task.loss(module, latents, captions, frames)
+        return task.loss(module, latents, captions, frames, plan.shift)
 
     with sdpa_kernel([attention, SDPBackend.MATH], set_priority=True):
         train(denoiser, loss_of, config)
