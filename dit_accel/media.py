@@ -66,7 +66,8 @@ def mp4(frames: np.ndarray, fps: int, enlarge: bool = False) -> bytes:
     # 4:2:0 colour needs even sides; a repeated edge shows less than a resize
     pixels = np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     buffer = io.BytesIO()
-    with iio.imopen(buffer, "w", extension=".mp4", plugin="FFMPEG") as file:
+    # imageio takes a plugin by name, its stubs only by class
+    with iio.imopen(buffer, "w", extension=".mp4", plugin="FFMPEG") as file:  # pyright: ignore[reportCallIssue, reportArgumentType]
         file.write(
             pixels,
             fps=fps,

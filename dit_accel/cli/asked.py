@@ -15,23 +15,29 @@ if TYPE_CHECKING:
 DEFAULTS = ("balanced", "safe")  # of a model's own recipes, the first that is shipped is taken
 
 
-def choose_recipe(asked: str | None, model: str, required: bool = False) -> Recipe | None:
+def choose_recipe(asked: str | None, model: str) -> Recipe | None:
     """The recipe asked for; without a word the one made for this model; None: run dense."""
     own = recipes_of(model)
     default = next((own[name] for name in DEFAULTS if name in own), "none")
-    name = default if asked is None else own.get(asked, asked)  # "fast" alone is this model's own
+    name: str = default if asked is None else own.get(asked, asked)  # "fast" alone is this model's own
     if name != "none":
         with asked_for():
             return Recipe.load(name)
-    if required:
+    if asked is None:
+        warn(f"no recipe is shipped for {model}: it runs dense. Give one with --recipe.")
+    return None
+
+
+def require_recipe(asked: str | None, model: str) -> Recipe:
+    """As `choose_recipe`, for commands that make no sense without one."""
+    chosen = choose_recipe(asked, model)
+    if chosen is None:
         found = "--recipe is none" if asked else "none was given and none is shipped for it"
         raise BadUsage(
             f"asked to use a recipe on {model}; {found}. "
             "Give --recipe NAME or FILE; `dit-accel recipes list` has the names."
         )
-    if asked is None:
-        warn(f"no recipe is shipped for {model}: it runs dense. Give one with --recipe.")
-    return None
+    return chosen
 
 
 def recipes_of(model: str) -> dict[str, str]:

@@ -61,7 +61,7 @@ def generate(
 
     media.check_suffix(out, None)
     asked.check_writable(out, report)
-    chosen = asked.choose_recipe(recipe, model, required=strict)
+    chosen = (asked.require_recipe if strict else asked.choose_recipe)(recipe, model)
     wanted = {
         "negative_prompt": negative_prompt,
         "steps": steps,
