@@ -45,12 +45,16 @@ def letters(found: Plan, seam: str, site: str, branch: str = "cond") -> list[str
 
 def test_a_noise_interval_holds_its_lower_edge_only_where_the_next_begins():
     """At an edge the lower interval begins: 1.0 is the first, 0.6 already the second."""
-    found = plan('[noise]\nedges = [1.0, 0.6, 0.3, 0.0]\n[attention.both]\n"blocks.0.attn1" = ["F", "FFww", "w"]')
+    found = plan(
+        '[noise]\nedges = [1.0, 0.6, 0.3, 0.0]\n[attention.both]\n"blocks.0.attn1" = ["F", "FFww", "w"]'
+    )
     assert letters(found, "attention", "blocks.0.attn1") == ["FFFF"] * 4 + ["FFww"] * 3 + ["wwww"] * 3
 
 
 def test_noise_levels_outside_the_edges_belong_to_the_ends():
-    found = plan('[noise]\nedges = [1.0, 0.5, 0.0]\n[attention.both]\n"blocks.0.attn1" = ["F", "w"]', (1.0, 0.2, 0.0))
+    found = plan(
+        '[noise]\nedges = [1.0, 0.5, 0.0]\n[attention.both]\n"blocks.0.attn1" = ["F", "w"]', (1.0, 0.2, 0.0)
+    )
     assert letters(found, "attention", "blocks.0.attn1") == ["FFFF", "wwww", "wwww"]
 
 
@@ -88,7 +92,7 @@ def test_a_timeline_of_the_made_step_count_is_taken_as_it_is():
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [
-        (20, "CCCC..rr" "CC..rr..CC.."),
+        (20, "CCCC..rrCC..rr..CC.."),
         (9, "CCrCrCrrC"),
     ],
 )
@@ -133,11 +137,20 @@ def test_two_denoisers_share_the_steps():
     runs = {"transformer": frozenset(range(4)), "transformer_2": frozenset(range(4, 10))}
     found = resolve(recipe('[timeline.both]\n"*" = "CrrCrrCrrC"'), both, LEVELS, runs)
     first, second = (
-        "".join(e.letters for e in found.timeline[name, "*"].entries["cond"]) for name in ("transformer", "transformer_2")
+        "".join(e.letters for e in found.timeline[name, "*"].entries["cond"])
+        for name in ("transformer", "transformer_2")
     )
     assert first[:4] == "CrrC"
     assert second[4:] == ".rCrrC"  # step 4 asks to reuse what the other denoiser made
     assert "2 reuse or share entries became compute to stay within their max_age" in found.notes
+
+
+def test_attention_inside_a_skipped_block_neither_runs_nor_stores():
+    found = plan('[timeline.both]\n"blocks.1-2" = "CCrrCrrCCC"\n[attention.both]\n"blocks.*.attn1" = ["r"]')
+    assert "".join(x[0] for x in letters(found, "attention", "blocks.0.attn1")) == ".rr.rr.rr."
+    assert "".join(x[0] for x in letters(found, "attention", "blocks.1.attn1")) == ".r......rr"
+    inside = found.attention["transformer", "blocks.1.attn1"].entries["cond"]
+    assert [k for k, entry in enumerate(inside) if entry.keep] == [0, 7]
 
 
 def test_a_prefix_restricts_to_one_denoiser():
@@ -154,10 +167,19 @@ def test_a_prefix_restricts_to_one_denoiser():
             '[attention.both]\n"blocks.9.attn1" = ["F"]',
             'my.toml:12: [attention.both] "blocks.9.attn1" matches no site of this pipeline; nearest: blocks.',
         ),
-        ('[timeline.both]\n"blocks.1-6" = "CrrCrrCrrC"', 'matches no site of this pipeline; nearest: blocks.1'),
+        (
+            '[timeline.both]\n"blocks.1-6" = "CrrCrrCrrC"',
+            "matches no site of this pipeline; nearest: blocks.1",
+        ),
         ('[attention.both]\n"blocks.0.attn1" = ["FFw"]', '"FFw" has 3 letters, the site has 4 heads'),
-        ('[attention.both]\n"blocks.0.attn1" = ["C"]', '"C" is compute, which works in [timeline], not in [attention]'),
-        ('[timeline.both]\n"*" = "wwwwwwwwww"', '"w" is window, which works in [attention], not in [timeline]'),
+        (
+            '[attention.both]\n"blocks.0.attn1" = ["C"]',
+            '"C" is compute, which works in [timeline], not in [attention]',
+        ),
+        (
+            '[timeline.both]\n"*" = "wwwwwwwwww"',
+            '"w" is window, which works in [attention], not in [timeline]',
+        ),
         ('[attention.both]\n"blocks.0.attn2" = ["w"]', "blocks.0.attn2 is cross-attention"),
         ('[timeline.both]\n"*" = "rCCCCCCCCC"', 'step 0 (cond) is "r", but nothing was computed before it'),
         ('[timeline.both]\n"*" = "CrrrCCCCCC"', "the stored value is 3 steps old"),
@@ -165,7 +187,10 @@ def test_a_prefix_restricts_to_one_denoiser():
             '[timeline.both]\n"blocks.0-1" = "CrCrCrCrCr"\n"blocks.1-2" = "CrCrCrCrCr"',
             'spans "blocks.0-1" and "blocks.1-2" both hold blocks.1',
         ),
-        ('[timeline.both]\n"*" = "CrCrCrCrCr"\n"blocks.1" = "CrCrCrCrCr"', 'both hold blocks.1. Make them disjoint'),
+        (
+            '[timeline.both]\n"*" = "CrCrCrCrCr"\n"blocks.1" = "CrCrCrCrCr"',
+            "both hold blocks.1. Make them disjoint",
+        ),
     ],
 )
 def test_a_recipe_that_does_not_fit_is_refused_before_anything_runs(tables: str, message: str):
@@ -188,7 +213,9 @@ def test_the_neutral_recipe_approximates_nothing():
 
 
 def test_explain_draws_every_site_and_branch():
-    found = plan('[timeline.both]\n"blocks.1-2" = "CrrCrrCrrC"\n[attention.uncond]\n"blocks.0.attn1" = ["FFww"]')
+    found = plan(
+        '[timeline.both]\n"blocks.1-2" = "CrrCrrCrrC"\n[attention.uncond]\n"blocks.0.attn1" = ["FFww"]'
+    )
     text = found.explain()
     assert "10 steps, noise level 1.000 to 0.100" in text
     assert "both    C r r C r r C r r C" in text

@@ -63,7 +63,15 @@ def test_span_patterns(pattern: str, site: str, blocks: list[int]):
 
 @pytest.mark.parametrize(
     "pattern",
-    ["blocks.12", "blocks.6-12", "transformer_2.blocks.1", "layers.1", "blocks.0.attn1", "blocks", "blocks.1-"],
+    [
+        "blocks.12",
+        "blocks.6-12",
+        "transformer_2.blocks.1",
+        "layers.1",
+        "blocks.0.attn1",
+        "blocks",
+        "blocks.1-",
+    ],
 )
 def test_no_span(pattern: str):
     """A span that runs past the last block is a mistake, not a shorter span."""

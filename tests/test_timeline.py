@@ -24,11 +24,11 @@ METHODS = {
 
 
 def track(
-    cond: str, uncond: str | None = None, *, strict: str | None = None, few: bool = False, steps=None
+    cond: str, uncond: str | None = None, *, strict: str | None = None, few: bool = False, runs=None
 ) -> Track:
     """One head over the steps; one letter a step."""
     letters = {"cond": tuple(cond), "uncond": tuple(cond if uncond is None else uncond)}
-    return lay(letters, METHODS.get, strict, few, steps)
+    return lay(letters, METHODS.get, strict, few, runs)
 
 
 def ran(track: Track, branch: str = "cond") -> str:
@@ -131,10 +131,17 @@ def test_few_steps_is_no_error_for_explicit_letters():
 
 def test_a_denoiser_reuses_only_what_it_ran_itself():
     """Wan 2.2: this denoiser takes over at step 3."""
-    found = track("rrrrrrr", steps=frozenset({3, 4, 5, 6}))
+    found = track("rrrrrrr", runs=dict.fromkeys(("cond", "uncond"), frozenset({3, 4, 5, 6})))
     assert ran(found) == "....rr."
     assert kept(found) == ["", "", "", "o", "", "", ""]
     assert found.upgraded == 4  # steps 3 and 6 of both branches; steps 0-2 are not this denoiser's
+
+
+def test_a_branch_may_be_absent_by_itself():
+    """Inside a span that uncond skips at steps 1 and 2."""
+    found = track("FFFFF", "FsssF", runs={"cond": frozenset(range(5)), "uncond": frozenset({0, 3, 4})})
+    assert ran(found, "uncond") == "F...F"  # at step 3 the difference of step 0 is too old
+    assert kept(found, "uncond") == [""] * 5
 
 
 def test_heads_are_grouped_by_method():

@@ -175,7 +175,9 @@ def batched(tracker, pipe, timestep, x) -> str:
 
 def test_a_batched_pair_is_recognised_by_its_latents():
     tracker, pipe = Tracker(), pipeline(counts=False)
-    assert [batched(tracker, pipe, t, latents(2, paired=True)) for t in (1000.0, 750.0, 500.0)] == ["both"] * 3
+    assert [batched(tracker, pipe, t, latents(2, paired=True)) for t in (1000.0, 750.0, 500.0)] == [
+        "both"
+    ] * 3
 
 
 def test_different_latents_are_no_pair():
@@ -191,6 +193,12 @@ def test_an_odd_batch_is_no_pair():
 def test_the_pipeline_may_say_that_there_is_no_guidance():
     tracker, pipe = Tracker(), pipeline(counts=False, do_classifier_free_guidance=False)
     assert batched(tracker, pipe, 1000.0, torch.ones(2, 3)) == "cond"
+
+
+@pytest.mark.parametrize(("scale", "branch"), [(1.0, "cond"), (0, "cond"), (6.0, "both"), (None, "both")])
+def test_a_guidance_scale_says_the_same(scale, branch: str):
+    tracker, pipe = Tracker(), pipeline(counts=False, guidance_scale=scale)
+    assert batched(tracker, pipe, 1000.0, torch.ones(2, 3)) == branch
 
 
 def test_equal_noise_by_chance_is_found_out_at_the_next_step():

@@ -101,7 +101,11 @@ STORING = [(row, case) for row, case in PAIRS if ROWS[row].stores]
 FEW = [(row, case) for row, case in STORING if case in ("wan", "cogvideox", "qwen_image")]
 WIDE = [
     *((row, case) for row in ROWS for case in PIPELINES),
-    *((row, case) for row in ("window", "reuse span, current gates", "share heads", "share span", "mixed") for case in VARIANTS),
+    *(
+        (row, case)
+        for row in ("window", "reuse span, current gates", "share heads", "share span", "mixed")
+        for case in VARIANTS
+    ),
 ]
 
 

@@ -31,9 +31,15 @@ from dit_accel.errors import DenseFallback, MemoryBound, NothingDone
 from dit_accel.recipe import Recipe
 from dit_accel.testing import TINY
 
+
 def has_grid(case: str) -> bool:
     """Reference images beside the target make a sequence that is no grid."""
     return case != "qwen_image_edit"
+
+
+def no_copy(row: str, case: str) -> bool:
+    """Cond's text is no answer for an uncond text of another length."""
+    return row in ("share module, copy", "share span, copy") and case == "qwen_image"
 
 
 def snapshot(pipe) -> dict:
@@ -59,6 +65,7 @@ def test_the_neutral_recipe_is_bit_equal(case: str):
     assert report.notes == () and report.memory_bytes == 0
 
 
+@hushed()
 @pytest.mark.parametrize(("row", "case"), PAIRS)
 def test_restore_leaves_nothing(row: str, case: str):
     pipe = build(case)
@@ -72,6 +79,7 @@ def test_restore_leaves_nothing(row: str, case: str):
     assert torch.equal(run(pipe, case), plain(case))
 
 
+@hushed()
 @pytest.mark.parametrize(("row", "case"), WIDE)
 def test_it_did_something_or_says_so(row: str, case: str):
     latents, report = fresh(row, case)
@@ -86,13 +94,18 @@ def test_it_did_something_or_says_so(row: str, case: str):
         if not ROWS[row].stores:
             assert torch.equal(latents, plain(case)) and not report.did_something
         return
+    if no_copy(row, case):
+        assert any("what is stored has shape" in note for note in report.notes) and not report.did_something
+        assert torch.equal(latents, plain(case))
+        return
     assert report.did_something and report.counters[ROWS[row].method] > 0
     assert not torch.equal(latents, plain(case))
     assert (latents - plain(case)).abs().max() < 10 * plain(case).abs().max()
-    allowed = ("became compute",) if case == "wan22" else ()
+    allowed = ("became compute",) if case == "wan22" else ()  # the second denoiser starts with nothing stored
     assert all(any(words in note for words in allowed) for note in report.notes), report.notes
 
 
+@hushed()
 @pytest.mark.parametrize(("row", "case"), WIDE)
 def test_memory_is_what_was_predicted(row: str, case: str):
     _, report = fresh(row, case)
@@ -112,9 +125,12 @@ def test_state_never_leaks_into_the_next_call(row: str, case: str):
         assert torch.equal(again, expected), situation
         assert handle.report().counters == report.counters, situation
         assert handle.report().rows == report.rows, situation
-        assert handle.report().memory_bytes == handle.report().predicted_bytes == report.memory_bytes, situation
+        assert handle.report().memory_bytes == handle.report().predicted_bytes == report.memory_bytes, (
+            situation
+        )
 
 
+@hushed()
 @pytest.mark.parametrize(("row", "case"), FEW)
 def test_an_interrupted_run_leaves_nothing_behind(row: str, case: str):
     pipe = build(case)
@@ -128,6 +144,7 @@ def test_an_interrupted_run_leaves_nothing_behind(row: str, case: str):
     assert torch.equal(run(pipe, case), fresh(row, case)[0])
 
 
+@hushed()
 @pytest.mark.parametrize(("row", "case"), FEW)
 def test_two_pipelines_at_once_share_nothing(row: str, case: str):
     """Another run of the same recipe in the middle of ours, on other weights."""
@@ -138,6 +155,7 @@ def test_two_pipelines_at_once_share_nothing(row: str, case: str):
         assert torch.equal(run(one, case), fresh(row, case)[0])
 
 
+@hushed()
 @pytest.mark.parametrize(("row", "case"), STORING)
 def test_cond_never_reads_what_uncond_stored(row: str, case: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("dit_accel.install._finite", lambda output: True)
@@ -159,6 +177,7 @@ def test_cond_never_reads_what_uncond_stored(row: str, case: str, monkeypatch: p
     assert torch.equal(clean, dirty)
 
 
+@hushed()
 @pytest.mark.parametrize(("row", "case"), STORING)
 def test_non_finite_memory_makes_the_rest_of_the_run_dense(row: str, case: str):
     pipe = build(case)
@@ -176,6 +195,7 @@ def test_non_finite_memory_makes_the_rest_of_the_run_dense(row: str, case: str):
     assert torch.equal(run(pipe, case), fresh(row, case)[0])  # the next run tries again
 
 
+@hushed()
 @pytest.mark.parametrize(("row", "case"), FEW)
 def test_a_lost_value_is_computed_and_reported(row: str, case: str):
     if ROWS[row].tables.count("c") and "copy" in row:
@@ -260,3 +280,12 @@ def test_a_dropped_pipeline_is_freed(row: str):
     del pipe
     gc.collect()
     assert [ref() for ref in gone] == [None, None]
+
+
+def test_a_dropped_bare_denoiser_is_freed():
+    module = build("wan").transformer
+    dit_accel.accelerate(module, recipe("window", "wan"))
+    gone = weakref.ref(module)
+    del module
+    gc.collect()
+    assert gone() is None
