@@ -29,7 +29,7 @@ class Stopwatch:
     """Seconds of one pipeline call; complete when `stages` has closed."""
 
     def __init__(self) -> None:
-        self.spent = dict.fromkeys(STAGES, 0.0)
+        self.spent: dict[str, float] = dict.fromkeys(STAGES, 0.0)
         self.started = now()
         self.loop_ended: float | None = None
         self.total = 0.0

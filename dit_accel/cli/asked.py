@@ -15,23 +15,32 @@ if TYPE_CHECKING:
 DEFAULTS = ("balanced", "safe")  # of a model's own recipes, the first that is shipped is taken
 
 
-def choose_recipe(asked: str | None, model: str, required: bool = False) -> Recipe | None:
+def choose_recipe(asked: str | None, model: str) -> Recipe | None:
     """The recipe asked for; without a word the one made for this model; None: run dense."""
     own = recipes_of(model)
-    default = next((own[name] for name in DEFAULTS if name in own), "none")
+    default = next((own[name] for name in DEFAULTS if name in own), None)
     name = default if asked is None else own.get(asked, asked)  # "fast" alone is this model's own
-    if name != "none":
-        with asked_for():
-            return Recipe.load(name)
-    if required:
+    if name is None:
+        warn(f"no recipe is shipped for {model}: it runs dense. Give one with --recipe.")
+    if name in (None, "none"):
+        return None
+    with asked_for():
+        recipe = Recipe.load(name)
+    if recipe.made_by.get("measured") is False:
+        warn(f"the recipe {recipe.name} was not measured: what it gains and costs is not known.")
+    return recipe
+
+
+def need_recipe(asked: str | None, model: str) -> Recipe:
+    """As `choose_recipe`, where running dense is no answer."""
+    recipe = choose_recipe(asked, model)
+    if recipe is None:
         found = "--recipe is none" if asked else "none was given and none is shipped for it"
         raise BadUsage(
             f"asked to use a recipe on {model}; {found}. "
             "Give --recipe NAME or FILE; `dit-accel recipes list` has the names."
         )
-    if asked is None:
-        warn(f"no recipe is shipped for {model}: it runs dense. Give one with --recipe.")
-    return None
+    return recipe
 
 
 def recipes_of(model: str) -> dict[str, str]:
