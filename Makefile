@@ -6,25 +6,24 @@ PINS   ?= constraints.txt
 PIP     = $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -c $(PINS) -e
 MODEL  ?= toys/wan
 WORKERS ?= 2
-export OMP_NUM_THREADS ?= 1
 
 help:               ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 install: $(VENV)/core               ## the library and its command in .venv
 demo: $(VENV)/core                  ## generate with and without a recipe, side by side, in ./demo
-	OMP_NUM_THREADS= $(BIN)/dit-accel demo
+	$(BIN)/dit-accel demo
 test: $(VENV)/test                  ## all tests
-	$(BIN)/pytest -n $(WORKERS) -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -q
 lint: $(VENV)/dev                   ## format check, ruff, pyright
-	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright -p . --pythonpath $(BIN)/python
 check: lint recipes test            ## what CI runs
 fix: $(VENV)/dev                    ## format and repair what ruff can
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 recipes: $(VENV)/core               ## validate every recipe file
 	$(BIN)/dit-accel recipes check
 bench: $(VENV)/core                 ## dense, fewer steps, rivals and recipes on MODEL, interleaved
-	OMP_NUM_THREADS= $(BIN)/dit-accel bench $(MODEL)
+	$(BIN)/dit-accel bench $(MODEL)
 wheel-test: $(VENV)/core            ## the wheel, alone in an empty environment and folder, runs the demo
 	PYTHON="$(PYTHON)" bash scripts/wheel_test.sh
 test-oldest:                        ## all tests on the oldest supported diffusers, in .venv-oldest

@@ -59,10 +59,11 @@ class Handle:
 def accelerate(pipe: Any, recipe: str | Recipe, *, strict: bool = False, replace: bool = False) -> Handle:
     """Install a recipe on a pipeline (or on a bare denoiser module).
 
-    `recipe` is the name of a shipped recipe, a path, a Hub id or a Recipe. With `strict` every fallback to the
-    model's own computation, and a run in which the recipe changed nothing, is an error; without it the report
-    says so. A pipeline of an unknown family runs dense, with a warning. Raises RecipeError if the recipe does
-    not fit the pipeline and AlreadyAccelerated on a second call without `replace`; nothing is then changed.
+    `recipe` is the name of a shipped recipe, a path, a Hub id or a Recipe. With `strict` every fallback to
+    the model's own computation, and a run in which the recipe changed nothing, is an error; without it the
+    report says so. A pipeline of an unknown family runs dense, with a warning. Raises RecipeError if the
+    recipe does not fit the pipeline and AlreadyAccelerated on a second call without `replace`; nothing is
+    then changed.
     """
     loaded = Recipe.load(recipe)
     denoisers = _denoisers(pipe, strict)

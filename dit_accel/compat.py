@@ -1,4 +1,4 @@
-"""Every private name of diffusers and torch we touch, in one place; tests/test_compat.py has a canary for each."""
+"""Every private name of diffusers and torch we touch; tests/test_compat.py has a canary for each."""
 
 from collections.abc import Callable
 from typing import Any
@@ -83,8 +83,8 @@ def unwrap_compiled(module: nn.Module) -> nn.Module:
 def noise_levels(scheduler: Any, timesteps: Tensor) -> tuple[float, ...]:
     """The noise level in [0, 1] of each timestep: the share of noise in signal plus noise.
 
-    Flow matching: sigma = t / num_train_timesteps. Variance preserving: sqrt(1-a) / (sqrt(1-a) + sqrt(a)) with a
-    the cumulative alpha, which is the sigma of the flow-matching path at equal signal-to-noise ratio.
+    Flow matching: sigma = t / num_train_timesteps. Variance preserving: sqrt(1-a) / (sqrt(1-a) + sqrt(a))
+    with a the cumulative alpha, which is the sigma of the flow-matching path at equal signal-to-noise ratio.
     """
     train = scheduler.config.get("num_train_timesteps", 1000)
     alphas = getattr(scheduler, "alphas_cumprod", None)

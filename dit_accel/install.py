@@ -1,7 +1,7 @@
 """The one file that changes an nn.Module: root hook, attention proxies, block hooks, and the undo of each.
 
-An Installation belongs to one pipeline. Everything it puts on a module is recorded with its undo at the moment
-it is put there, so a failure half-way and a later `restore` run the same list backwards.
+An Installation belongs to one pipeline. Everything it puts on a module is recorded with its undo at the
+moment it is put there, so a failure half-way and a later `restore` run the same list backwards.
 """
 
 import contextlib
@@ -127,7 +127,7 @@ class Installation:
         proxy = self._proxies[kind]
         if original not in proxy.originals:
             proxy.originals.append(original)
-        attention.processor = proxy  # pyright: ignore[reportAttributeAccessIssue]
+        attention.processor = proxy  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
         attention.__dict__[KEY_ATTRIBUTE] = self.installed.key_of(*key)
         self.defer(lambda: self._release(attention, proxy, original))
 
@@ -180,7 +180,17 @@ def _sublayer(
     return value[0].clone() if len(value) == 1 else tuple(x.clone() for x in value)
 
 
-class RootHook(ModelHook):
+class _Hook(ModelHook):
+    """A hook that replaces the forward of its module."""
+
+    def original(self) -> Callable[..., Any]:
+        """What the module's forward was before this hook."""
+        forward = self.fn_ref.original_forward
+        assert forward is not None
+        return forward
+
+
+class RootHook(_Hook):
     """Tells the session where the loop is, and guards the denoiser's output against non-finite values."""
 
     _is_stateful = True  # so that `cache_context` writes its context to our receiver
@@ -200,7 +210,7 @@ class RootHook(ModelHook):
         inputs = self.signature.bind(module, *args, **kwargs).arguments
         inputs = {**inputs, **inputs.pop("kwargs", {})}
         self._before(module, inputs)
-        forward = self.fn_ref.original_forward
+        forward = self.original()
         try:
             output = forward(*args, **kwargs)
             if session.approximated and not _finite(output):
@@ -223,7 +233,7 @@ class RootHook(ModelHook):
         return module
 
 
-class BlockHook(ModelHook):
+class BlockHook(_Hook):
     """One block of a span. Compiled code, if any, lies beneath it: decisions are made outside the graph."""
 
     def __init__(self, session: Session, member: spans.Member, family: Any):
@@ -253,7 +263,7 @@ class BlockHook(ModelHook):
 
     def compile_beneath(self, **arguments: Any) -> None:
         """Compile what this hook calls."""
-        self.compiled = torch.compile(self.fn_ref.original_forward, **arguments)
+        self.compiled = torch.compile(self.original(), **arguments)
 
     @torch.compiler.disable(recursive=False)
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -269,18 +279,18 @@ class BlockHook(ModelHook):
         streams = tuple(arguments[name] for name in self.family.streams if arguments.get(name) is not None)
 
         def run(streams: spans.Streams, forward: Callable[..., Any] | None = None) -> spans.Streams:
-            call = forward or self.compiled or self.fn_ref.original_forward
+            call = forward or self.compiled or self.original()
             return self._streams(
                 call(**{**arguments, **dict(zip(self.family.streams, streams, strict=False))})
             )
 
         def record(streams: spans.Streams) -> tuple[spans.Streams, dict[str, spans.Streams]]:
             with recording(self.module, self.family.sublayers) as outputs:
-                return run(streams, self.fn_ref.original_forward), outputs
+                return run(streams, self.original()), outputs
 
         def replay(streams: spans.Streams, stored: Mapping[str, spans.Streams]) -> spans.Streams:
             with replaying(self.module, stored):
-                return run(streams, self.fn_ref.original_forward)
+                return run(streams, self.original())
 
         return spans.BlockCall(streams, run, record, replay)
 

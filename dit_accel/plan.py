@@ -1,4 +1,4 @@
-"""A recipe resolved against one pipeline and one schedule: (site, step, branch) -> what to do and what to keep.
+"""A recipe resolved against one pipeline and one schedule: (site, step, branch) -> what to do and keep.
 
 Immutable. `check` compares a recipe with a pipeline before anything is touched; `resolve` is called when a
 run starts and its noise levels are known. The legality rules (what may follow what) live in `timeline.py`.
@@ -42,7 +42,7 @@ class Plan:
         lines = [f"{len(self.levels)} steps, noise level {self.levels[0]:.3f} to {self.levels[-1]:.3f}"]
         for (component, site), track in (*self.timeline.items(), *self.attention.items()):
             for branch in track.branches:
-                steps = " ".join(entry.letters for entry in track.entries[branch])
+                steps = " ".join(track.entry(step, branch).letters for step in range(len(self.levels)))
                 lines.append(f"{component}.{site:<24} {branch:<7} {steps}")
         lines.append("  ".join(f"{letter} {name}" for letter, name in self.legend.items()))
         return "\n".join([*lines, *self.notes])
@@ -91,8 +91,8 @@ class _Reader:
         self.recipe, self.denoisers, self.levels, self.few, self.runs = recipe, denoisers, levels, few, runs
         if ALONE in recipe.choices:
             raise RecipeError(
-                f'{recipe.where("choices", ALONE)}: the letter "{ALONE}" stands for what a recipe leaves to the '
-                f"model and cannot be declared. Choose another letter."
+                f'{recipe.where("choices", ALONE)}: the letter "{ALONE}" stands for what a recipe leaves to '
+                f"the model and cannot be declared. Choose another letter."
             )
         self.methods: dict[str, Any] = {letter: recipe.method(letter) for letter in recipe.choices}
         self.spans: dict[Key, Span] = {}
@@ -174,8 +174,8 @@ class _Reader:
         bad = [x for x in sorted(used) if x in self.methods and self.methods[x].needs_grid]
         if bad and site not in one.self_attention:
             raise RecipeError(
-                f'{where}: "{bad[0]}" ({self.recipe.choices[bad[0]].method}) needs a token grid on both sides, but '
-                f"{site} is cross-attention. Use it on self-attention sites: {', '.join([*one.self_attention][:3])}."
+                f'{where}: "{bad[0]}" ({self.recipe.choices[bad[0]].method}) needs a token grid, '
+                f"but {site} is cross-attention. Use it on {', '.join([*one.self_attention][:3])}."
             )
 
     def _refuse_overlap(self, seam: str, found: Mapping[Key, Any]) -> None:
@@ -203,7 +203,7 @@ class _Reader:
             )
         if self.few and not self.recipe.is_neutral():
             notes.append(
-                f"{len(self.levels)} steps are too few for reuse and sharing (limit {FEW_STEPS}): those sites compute"
+                f"{len(self.levels)} steps are too few for reuse and sharing (limit {FEW_STEPS}): all compute"
             )
         changed = sum(track.upgraded for table in tables for track in table.values())
         if changed and (self.mapped or self.runs):

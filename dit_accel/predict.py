@@ -13,7 +13,7 @@ from dit_accel.timeline import OUT, Track
 
 
 def check_memory(session: Session, module: nn.Module, inputs: Mapping[str, Any]) -> None:
-    """Predict at the first forward of each denoiser and branch of a run; over the bound the run goes dense."""
+    """Predict at the first forward of each denoiser and branch of a run; over the bound it runs dense."""
     at = session.at
     if (
         not session.active

@@ -1,7 +1,7 @@
 """The stand-in for a model's attention processor: its own code, with its attention call led to ours.
 
-`twin(cls)` is a processor class whose `__call__` is the original code object running in a copy of its module's
-namespace, in which `dispatch_attention_fn` and `F.scaled_dot_product_attention` are our entry points. So norm,
+`twin(cls)` is a processor class whose `__call__` is the original code object running in a copy of its
+module's namespace, in which `dispatch_attention_fn` and `F.scaled_dot_product_attention` are ours. So norm,
 RoPE, LoRA, fused projections and IP-adapters stay the model's own, and nothing global is patched.
 
 One proxy serves all layers of a processor class: the layer is named by a small CPU tensor on the attention
@@ -74,7 +74,8 @@ def _current_key() -> Tensor | None:
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor, scale: float | None, kind: int, backend: str
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, key: Tensor, scale: float | None, kind: int,
+    backend: str,
 ) -> Tensor:  # fmt: skip
     """Lead one attention call ([B, N, H, D]) to its session; the dense call is rebuilt from `kind`."""
     dense = functools.partial(_dense, scale=scale, kind=kind, backend=backend)
@@ -86,7 +87,7 @@ _op = torch.library.custom_op("dit_accel::attend", _attend, mutates_args=())
 
 
 @_op.register_fake
-def _(q, k, v, mask, key, scale, kind, backend):  # pyright: ignore  # noqa: ANN001
+def _(q, k, v, mask, key, scale, kind, backend):  # pyright: ignore
     return q.new_empty((q.shape[0], q.shape[1], q.shape[2], v.shape[3]))
 
 

@@ -133,7 +133,7 @@ class Session:
     def count(
         self, key: Key, branch: str, letters: str, done: Mapping[Any, int], computed: str = "full"
     ) -> None:
-        """Record what a visit did: letters as run, and how many heads each method served (None: the model)."""
+        """Record what a visit did: letters as run, and how many heads each method served (None: model)."""
         assert self.at is not None
         row = self._ran.setdefault((key, branch), {})
         row[self.at.step] = letters
@@ -193,7 +193,9 @@ class Session:
     def forbid_memory(self, needed: int) -> None:
         """The run would keep more than the recipe allows."""
         limit = (self.recipe.memory_gb or 0) * 2**30
-        text = f"the recipe allows {limit / 2**20:.1f} MiB of stored outputs, this run needs {needed / 2**20:.1f} MiB"
+        text = (
+            f"the recipe allows {limit / 2**20:.1f} MiB of stored outputs, the run needs {needed / 2**20:.1f}"
+        )
         if self.strict:
             raise MemoryBound(f"{text}. Raise [limits] memory_gb, or use fewer or larger spans.")
         self.note(f"{text}: it runs dense")

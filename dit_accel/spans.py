@@ -1,5 +1,5 @@
-"""A span of blocks at run time: each block either runs, replays its stored sublayers, or lets its streams pass
-until the last block adds the span's residual. Holds no module; `install.py` calls it from block hooks."""
+"""A span of blocks at run time: each block runs, replays its stored sublayers, or lets its streams pass until
+the last block adds the span's residual. Holds no module; `install.py` calls it from block hooks."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

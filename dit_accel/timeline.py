@@ -2,8 +2,8 @@
 
 Rules (steps k, branches cond before uncond):
     reuse needs an output computed on its own branch at most max_age steps before;
-    share needs cond's answer of the same step, computed or reused, and, with `difference`, a difference at most
-    max_age steps old, stored at a step at which both branches computed; cond itself never shares.
+    share needs cond's answer of the same step, computed or reused, and, with `difference`, a difference at
+    most max_age steps old, stored at a step at which both branches computed; cond itself never shares.
 In [attention] an entry that breaks a rule computes: that is how an interval of `reuse` refreshes itself.
 In [timeline] the letters are explicit, so there it is an error.
 """

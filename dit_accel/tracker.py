@@ -1,8 +1,8 @@
-"""Where the denoising loop is: run, step and CFG branch, read from what diffusers shows, never by counting forwards.
+"""Where the denoising loop is: run, step and CFG branch, read from what diffusers shows, never by counting.
 
 Step: the cache context, else `scheduler.step_index`, else the position of the timestep in the schedule.
 Run: a new `scheduler.timesteps` object, or a step that goes back.
-Branch: the cache context, else the order of the calls within a step; a batched pair is recognised by its data.
+Branch: the cache context, else the order of the calls in a step; a batched pair is recognised by its data.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,8 @@ class Tracker:
     _confirmed: set[int] = field(default_factory=set)
 
     def advance(
-        self, pipe: Any, component: str, guidance: str, context: tuple[str, int | None] | None, inputs: Mapping[str, Any]
+        self, pipe: Any, component: str, guidance: str, context: tuple[str, int | None] | None,
+        inputs: Mapping[str, Any],
     ) -> Position:  # fmt: skip
         """The position of the forward that is about to run."""
         scheduler = getattr(pipe, "scheduler", None)
@@ -67,7 +68,7 @@ class Tracker:
         self._paired, self._confirmed = {}, set()
 
     def _adopt(self, scheduler: Any) -> bool:
-        """Whether the scheduler shows timesteps we have not seen: every `set_timesteps` makes a new tensor."""
+        """Whether the scheduler shows unseen timesteps: every `set_timesteps` makes a new tensor."""
         timesteps = getattr(scheduler, "timesteps", None)
         if getattr(scheduler, "num_inference_steps", None) is None or not isinstance(timesteps, Tensor):
             timesteps = None
@@ -113,7 +114,7 @@ class Tracker:
         return _CALL_ORDER[len(self._seen)] if len(self._seen) < len(_CALL_ORDER) else "other"
 
     def _is_pair(self, pipe: Any, latents: Tensor) -> bool:
-        """Whether the batch is [uncond, cond] of the same latents. Checked at two steps of a run, then believed."""
+        """Whether the batch is [uncond, cond] of the same latents; checked at two steps, then believed."""
         batch = latents.shape[0]
         if batch % 2 or getattr(pipe, "do_classifier_free_guidance", None) is False:
             return False

@@ -20,7 +20,7 @@ def decide(
 ) -> tuple[Entry, Value | None]:
     """The entry of this visit and, where it is not computed, the value that answers; counts the visit.
 
-    `cond_pending`: cond is being computed at this very visit (a batched pair inside a span), so a shared value
+    `cond_pending`: cond is being answered at this very visit (a batched pair in a span), so a shared value
     can only be derived later, by `derive`; the value given back is then empty.
     """
     assert session.at is not None

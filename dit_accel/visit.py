@@ -97,7 +97,7 @@ def attend(
 
 
 def _half(tensors: Sequence[Tensor | None], batch: int, index: int) -> list[Any]:
-    """The uncond (0) or cond (1) half of a batched pair; what has no batch axis of that size is kept whole."""
+    """The uncond (0) or cond (1) half of a batched pair; what has no such batch axis is kept whole."""
     return [x if x is None or x.shape[0] != batch else x.chunk(2)[index] for x in tensors]
 
 

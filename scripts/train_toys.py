@@ -61,6 +61,7 @@ def denoiser(
     lr: float = 1e-3,
     cooldown: int = 200,
     seed: int = 0,
+    save_every: int = 100,
     threads: Threads = 0,
 ) -> None:
     """Trains one STAGE of TOY's transformer and text encoder on the latents in POOLS."""
@@ -68,9 +69,8 @@ def denoiser(
     from dit_accel.train.toys.loop import LoopConfig
 
     _threads(threads)
-    train_denoiser(
-        toy, stage, pools, LoopConfig(folder, steps, lr, cooldown=cooldown, seed=seed, save_every=100), start
-    )
+    config = LoopConfig(folder, steps, lr, cooldown=cooldown, seed=seed, save_every=save_every)
+    train_denoiser(toy, stage, pools, config, start)
 
 
 @app.command()

@@ -1,7 +1,8 @@
-"""A small search over periodic timelines: one span of blocks, cond computed every p-th step, uncond every q-th.
+"""A small search over periodic timelines: one span of blocks, cond computed every p-th step, uncond q-th.
 
-Every candidate is a whole recipe, measured by real generations beside the dense pipeline (`dit_accel.compare`);
-there is no proxy for speed or quality. The first `warm` and the last `rest` steps compute everything. In between
+Every candidate is a whole recipe, measured by real generations beside the dense pipeline
+(`dit_accel.compare`); there is no proxy for speed or quality. The first `warm` and the last `rest` steps
+compute everything. In between
 
     cond    computes at every `cond`-th step and is reused at the others,
     uncond  computes at every `uncond`-th of cond's computed steps and is derived from cond at the others,

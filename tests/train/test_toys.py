@@ -160,7 +160,7 @@ def test_an_exported_toy_loads_by_its_folder_and_runs(toy, tmp_path):
         torch.float32
     }
     assert json.loads((tmp_path / "generation.json").read_text())["num_inference_steps"] > 1
-    arguments = {"num_inference_steps": 1, "height": 32, "width": 32, "output_type": "latent"}
+    arguments = {"num_inference_steps": 2, "height": 32, "width": 32, "output_type": "latent"}
     arguments |= {"num_frames": 5} if toy in ("wan", "cogvideox") else {}
     arguments |= {"use_resolution_binning": False} if toy == "pixart" else {}
     first, second = (pipeline(CAPTIONS[0], generator=torch.manual_seed(0), **arguments)[0] for _ in range(2))

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dit_accel.train.toys.latents import Pool
 from dit_accel.train.toys.loop import LoopConfig, train
-from dit_accel.train.toys.models import SHIFT, Denoiser, build_denoiser, build_tokenizer, timesteps_of
+from dit_accel.train.toys.models import Denoiser, build_denoiser, build_tokenizer, timesteps_of
 
 DROP_TEXT = 0.1
 WAN_TEXT_LENGTH = 512  # WanPipeline pads to it with zeros and masks nothing
@@ -48,20 +48,26 @@ class PaddingKey:
 
 
 class FrameWindow:
-    """Gives the rotary table the true latent frame numbers when only some frames of a clip are present."""
+    """Gives the rotary table the true places of a sample that is part of a clip, or a smaller picture of it.
+
+    `frames` are the latent frame numbers present; `stride` is the distance of neighbours in Y and X: 2 for a
+    scene drawn at half the size, so that its things are as far apart as at full size.
+    """
 
     def __init__(self, transformer: nn.Module):
         self.frames: Sequence[int] | None = None
+        self.stride = 1
         self.rope = transformer.rope
         self.rope.register_forward_hook(self._hook)
 
     def _hook(self, module: nn.Module, args: tuple, output: tuple) -> tuple | None:
-        if self.frames is None:
+        if self.frames is None and self.stride == 1:
             return None
-        height, width = args[0].shape[-2:]
-        whole = type(module).forward(module, args[0].new_empty(1, 1, max(self.frames) + 1, height, width))
-        area = height * width
-        return tuple(table.unflatten(1, (-1, area))[:, list(self.frames)].flatten(1, 2) for table in whole)
+        frames = list(range(args[0].shape[2]) if self.frames is None else self.frames)
+        height, width = (size * self.stride for size in args[0].shape[-2:])
+        whole = type(module).forward(module, args[0].new_empty(1, 1, max(frames) + 1, height, width))
+        grids = (table.unflatten(1, (-1, height, width))[:, frames] for table in whole)  # [1, F, Y, X, 1, D]
+        return tuple(grid[:, :, :: self.stride, :: self.stride].flatten(1, 3) for grid in grids)
 
 
 def sample_sigma(count: int, shift: float) -> torch.Tensor:
@@ -86,12 +92,13 @@ class Task:
         latents: torch.Tensor,
         captions: list[str],
         frames: Sequence[int] | None = None,
+        shift: float = 3.0,
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """`latents` `[B, C, F, Y, X]` or `[B, C, Y, X]`, normalised; `frames` keeps some of F."""
         captions = [caption if torch.rand(()) > DROP_TEXT else "" for caption in captions]
         if frames is not None:
             latents = latents[:, :, list(frames)]
-        sigma = sample_sigma(len(latents), SHIFT[self.toy])
+        sigma = sample_sigma(len(latents), shift)
         level = sigma.view(-1, *[1] * (latents.ndim - 1))
         noise = torch.randn_like(latents)
         noisy = (1 - level) * latents + level * noise
@@ -138,6 +145,11 @@ class Stage:
     pool: str
     batch: int
     window: int = 0
+    stride: int = 1
+    shift: float = (
+        3.0  # of the noise levels trained on; above the sampler's it dwells where shapes are decided
+    )
+    beside: tuple[str, int] | None = None  # a second pool and its batch, taken every other time
 
     def frames(self, number: int, total: int) -> list[int] | None:
         """The frames of batch `number`: random, in order, one time in four with both ends of the clip."""
@@ -155,9 +167,14 @@ STAGES = {
         "frame": Stage("video64", 32, 1),
         "pair": Stage("video64", 12, 2),
         "few": Stage("video64", 6, 4),
+        "small": Stage("video32", 12, stride=2),
         "full": Stage("video64", 4),
     },
-    "pixart": {"small": Stage("image128", 32), "full": Stage("image256", 8)},
+    "pixart": {
+        "small": Stage("image128", 32),
+        "full": Stage("image256", 8),
+        "mixed": Stage("image256", 8, shift=6.0, beside=("image128", 32)),
+    },
 }
 
 
@@ -170,16 +187,22 @@ def train_denoiser(
     if start is not None:
         denoiser.load_state_dict(load_file(start / "weights.safetensors"), strict=False)
     plan, task = STAGES[toy][stage], Task(toy, denoiser)
-    pool = Pool(list(pools.glob(f"{plan.pool}-*.safetensors")), config.seed)
+    if toy == "wan":
+        task.window.stride = plan.stride
+    sources = [(plan.pool, plan.batch), *([plan.beside] if plan.beside else [])]
+    opened = [
+        (Pool(list(pools.glob(f"{name}-*.safetensors")), config.seed), batch) for name, batch in sources
+    ]
 
     # at a few hundred tokens plain matrix products in bf16 beat the CPU's fused attention
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-    attention = SDPBackend.MATH if stage in ("frame", "pair", "small") else SDPBackend.FLASH_ATTENTION
+    attention = SDPBackend.MATH if stage != "full" else SDPBackend.FLASH_ATTENTION
 
     def loss_of(module: nn.Module, number: int) -> tuple[torch.Tensor, dict[str, float]]:
-        latents, captions = pool.batch(number, plan.batch)
+        pool, batch = opened[number % len(opened)]
+        latents, captions = pool.batch(number // len(opened), batch)
         frames = plan.frames(number, latents.shape[2]) if toy == "wan" else None
-        return task.loss(module, latents, captions, frames)
+        return task.loss(module, latents, captions, frames, plan.shift)
 
     with sdpa_kernel([attention, SDPBackend.MATH], set_priority=True):
         train(denoiser, loss_of, config)

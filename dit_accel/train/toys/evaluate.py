@@ -91,7 +91,7 @@ def measure_attention_share(folder: Path, repeats: int = 3) -> float:
 
 
 def measure_rest(folder: Path, count: int = 8) -> dict[str, float]:
-    """Everything but faithfulness: reconstruction and half the steps in dB, attention's share, bytes of weights."""
+    """All but faithfulness: reconstruction and half the steps in dB, attention share, bytes of weights."""
     return {
         "reconstruction_psnr": float(np.mean(measure_reconstruction(folder, count))),
         "half_steps_psnr": float(np.mean(measure_half_steps(folder, count // 2))),

@@ -47,8 +47,8 @@ def train(
 ) -> None:
     """Trains `module` in place up to `config.steps`, from the folder's checkpoint if it has one.
 
-    All randomness of a step comes from (seed, step), so a run that was interrupted and resumed gives the weights
-    of one that was not. At the end `module` holds the moving average. After each checkpoint
+    All randomness of a step comes from (seed, step), so a run that was interrupted and resumed gives the
+    weights of one that was not. At the end `module` holds the moving average. After each checkpoint
     `on_save(step)` is called with the average in place.
     """
     accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
