@@ -1,10 +1,11 @@
 """From what was typed to objects: the recipe, the loaded model, the arguments of its call."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_accel.cli.screen import asked_for, warn, working
+from dit_accel.cli.screen import Once, asked_for, warn, working
 from dit_accel.errors import BadUsage, ToyError
 from dit_accel.recipe import Recipe, list_recipes
 
@@ -59,6 +60,8 @@ def load_model(name: str, place: "Place", asked: Mapping[str, Any]) -> tuple["Mo
 
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
+    for handler in logging.getLogger("diffusers").handlers:
+        handler.addFilter(Once())
     with working(f"loading {name}"):
         model = load(name, place)
     if place.offload and model.pipe.device.type == "cpu":
