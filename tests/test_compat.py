@@ -136,17 +136,6 @@ def test_a_parallel_config_tells_its_rank():
     assert {"ring_degree", "ulysses_degree", "_ulysses_local_rank"} <= set(fields)
 
 
-def test_the_backend_of_a_processor():
-    pipe = TINY["wan"].build(layers=1)
-    processor = pipe.transformer.blocks[0].attn1.processor
-    assert compat.backend_name(processor) == ""
-    pipe.transformer.set_attention_backend("native")
-    try:
-        assert compat.backend_name(processor) == "native"
-    finally:
-        pipe.transformer.reset_attention_backend()
-    assert compat.backend_name(processor) == ""
-
 
 def test_a_compiled_call_is_read_set_and_used():
     module = nn.Identity()
