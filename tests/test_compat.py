@@ -1,4 +1,4 @@
-"""A canary for every private name of diffusers and torch that `compat` touches: the first to fail after an upgrade."""
+"""A canary for every private name that `compat` touches: the first to fail after an upgrade."""
 
 import inspect
 
@@ -116,8 +116,8 @@ def test_the_dispatcher_is_found_at_call_time(monkeypatch: pytest.MonkeyPatch):
 def test_the_dispatcher_takes_what_a_twin_passes_on():
     names = inspect.signature(attention_dispatch.dispatch_attention_fn).parameters
     assert {
-        "query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa", "attention_kwargs",
-        "backend", "parallel_config",
+        "query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa",
+        "attention_kwargs", "backend", "parallel_config",
     } <= set(names)  # fmt: skip
 
 
