@@ -3,7 +3,6 @@
 A video saved as .png becomes a strip of up to eight frames, evenly spaced, from left to right.
 """
 
-import io
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -65,16 +64,15 @@ def mp4(frames: np.ndarray, fps: int, enlarge: bool = False) -> bytes:
     height, width = pixels.shape[1:3]
     # 4:2:0 colour needs even sides; a repeated edge shows less than a resize
     pixels = np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    buffer = io.BytesIO()
-    # imageio takes a plugin by name, its stubs only by class
-    with iio.imopen(buffer, "w", extension=".mp4", plugin="FFMPEG") as file:  # pyright: ignore[reportCallIssue, reportArgumentType]
-        file.write(
-            pixels,
-            fps=fps,
-            codec="libx264",
-            pixelformat="yuv420p",
-            macro_block_size=1,
-            quality=None,
-            output_params=["-crf", "12", "-movflags", "+faststart"],
-        )
-    return buffer.getvalue()
+    return iio.imwrite(
+        "<bytes>",
+        pixels,
+        extension=".mp4",
+        plugin="FFMPEG",
+        fps=fps,
+        codec="libx264",
+        pixelformat="yuv420p",
+        macro_block_size=1,
+        quality=None,
+        output_params=["-crf", "12", "-movflags", "+faststart"],
+    )

@@ -4,6 +4,7 @@ python pipelines/cogvideox.py --prompt "a panda plays a guitar in a bamboo fores
 """
 
 import argparse
+from typing import Any
 
 import torch
 from diffusers import CogVideoXPipeline
@@ -33,7 +34,7 @@ def main() -> None:
     dtype = (
         torch.float32 if given.device == "cpu" else torch.float16 if "2b" in given.model else torch.bfloat16
     )
-    pipe = CogVideoXPipeline.from_pretrained(given.model, dtype=dtype).to(given.device)
+    pipe: Any = CogVideoXPipeline.from_pretrained(given.model, dtype=dtype).to(given.device)
     pipe.vae.enable_tiling()
 
     handle = dit_accel.accelerate(pipe, recipe)

@@ -4,6 +4,7 @@ python pipelines/pixart.py --prompt "a glass of orange juice on a blue table" --
 """
 
 import argparse
+from typing import Any
 
 import torch
 from diffusers import PixArtSigmaPipeline
@@ -29,7 +30,7 @@ def main() -> None:
 
     recipe = dit_accel.Recipe.load(given.recipe)
     dtype = torch.float32 if given.device == "cpu" else torch.float16
-    pipe = PixArtSigmaPipeline.from_pretrained(given.model, dtype=dtype).to(given.device)
+    pipe: Any = PixArtSigmaPipeline.from_pretrained(given.model, dtype=dtype).to(given.device)
 
     handle = dit_accel.accelerate(pipe, recipe)
     image = pipe(

@@ -4,6 +4,7 @@ python pipelines/qwen_image.py --prompt "a bookshop window with a hand-painted s
 """
 
 import argparse
+from typing import Any
 
 import torch
 from diffusers import QwenImagePipeline
@@ -29,7 +30,7 @@ def main() -> None:
 
     recipe = dit_accel.Recipe.load(given.recipe)
     dtype = torch.float32 if given.device == "cpu" else torch.bfloat16
-    pipe = QwenImagePipeline.from_pretrained(given.model, dtype=dtype).to(given.device)
+    pipe: Any = QwenImagePipeline.from_pretrained(given.model, dtype=dtype).to(given.device)
 
     handle = dit_accel.accelerate(pipe, recipe)
     image = pipe(

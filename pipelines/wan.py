@@ -5,6 +5,7 @@ python pipelines/wan.py --model Wan-AI/Wan2.1-T2V-14B-Diffusers --recipe my.toml
 """
 
 import argparse
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
@@ -33,7 +34,7 @@ def main() -> None:
     recipe = dit_accel.Recipe.load(given.recipe)
     dtype = torch.float32 if given.device == "cpu" else torch.bfloat16
     vae = AutoencoderKLWan.from_pretrained(given.model, subfolder="vae", dtype=torch.float32)
-    pipe = WanPipeline.from_pretrained(given.model, vae=vae, dtype=dtype).to(given.device)
+    pipe: Any = WanPipeline.from_pretrained(given.model, vae=vae, dtype=dtype).to(given.device)
 
     handle = dit_accel.accelerate(pipe, recipe)
     frames = pipe(

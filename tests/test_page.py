@@ -38,7 +38,7 @@ def svg(text: str) -> tree.Element:
 
 def test_neighbours_with_one_letter_are_one_patch():
     row = Row("blocks.0.attn1", "both", ("FF", "FF", "Fw", "ww"), ("FF", "FF", "Fw", "ww"))
-    paths = {path.get("class"): path.get("d") for path in svg(plan_picture(report([row]))).iter("path")}
+    paths = {path.get("class"): path.get("d", "") for path in svg(plan_picture(report([row]))).iter("path")}
     assert paths["exact"].count("M") == 2  # head 0 full for 3 steps, head 1 for 2
     assert paths["c0"].count("M") == 2
 

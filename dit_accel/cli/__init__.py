@@ -42,7 +42,7 @@ def _version(asked: bool) -> None:
 
 
 @app.callback()
-def program(
+def root(
     debug: Debug = False,
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Print the version."

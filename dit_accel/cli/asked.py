@@ -1,10 +1,11 @@
 """From what was typed to objects: the recipe, the loaded model, the arguments of its call."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_accel.cli.screen import asked_for, warn, working
+from dit_accel.cli.screen import Once, asked_for, warn, working
 from dit_accel.errors import BadUsage, ToyError
 from dit_accel.recipe import Recipe, list_recipes
 
@@ -18,26 +19,29 @@ DEFAULTS = ("balanced", "safe")  # of a model's own recipes, the first that is s
 def choose_recipe(asked: str | None, model: str) -> Recipe | None:
     """The recipe asked for; without a word the one made for this model; None: run dense."""
     own = recipes_of(model)
-    default = next((own[name] for name in DEFAULTS if name in own), "none")
-    name: str = default if asked is None else own.get(asked, asked)  # "fast" alone is this model's own
-    if name != "none":
-        with asked_for():
-            return Recipe.load(name)
-    if asked is None:
+    default = next((own[name] for name in DEFAULTS if name in own), None)
+    name = default if asked is None else own.get(asked, asked)  # "fast" alone is this model's own
+    if name is None:
         warn(f"no recipe is shipped for {model}: it runs dense. Give one with --recipe.")
-    return None
+    if name in (None, "none"):
+        return None
+    with asked_for():
+        recipe = Recipe.load(name)
+    if recipe.made_by.get("measured") is False:
+        warn(f"the recipe {recipe.name} was not measured: what it gains and costs is not known.")
+    return recipe
 
 
-def require_recipe(asked: str | None, model: str) -> Recipe:
-    """As `choose_recipe`, for commands that make no sense without one."""
-    chosen = choose_recipe(asked, model)
-    if chosen is None:
+def need_recipe(asked: str | None, model: str) -> Recipe:
+    """As `choose_recipe`, where running dense is no answer."""
+    recipe = choose_recipe(asked, model)
+    if recipe is None:
         found = "--recipe is none" if asked else "none was given and none is shipped for it"
         raise BadUsage(
             f"asked to use a recipe on {model}; {found}. "
             "Give --recipe NAME or FILE; `dit-accel recipes list` has the names."
         )
-    return chosen
+    return recipe
 
 
 def recipes_of(model: str) -> dict[str, str]:
@@ -56,6 +60,8 @@ def load_model(name: str, place: "Place", asked: Mapping[str, Any]) -> tuple["Mo
 
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
+    for handler in logging.getLogger("diffusers").handlers:
+        handler.addFilter(Once())
     with working(f"loading {name}"):
         model = load(name, place)
     if place.offload and model.pipe.device.type == "cpu":

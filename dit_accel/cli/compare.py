@@ -74,7 +74,7 @@ def compare(
     with results_to_stderr(json_ == "-"):
         to_file = None if json_ in (None, "-") else Path(json_)
         asked.check_writable(to_file, html)
-        chosen = asked.require_recipe(recipe, model)
+        chosen = asked.need_recipe(recipe, model)
         loaded, arguments = asked.load_model(model, Place(device, dtype, offload), wanted)
         tasks = jobs(loaded, prompts, num_prompts, seed)
         with Bars() as bars:

@@ -35,7 +35,7 @@ def demo(
     from dit_accel.prompts import jobs
 
     asked.check_writable(out / "index.html")
-    chosen = asked.require_recipe(recipe, model)
+    chosen = asked.need_recipe(recipe, model)
     loaded, arguments = asked.load_model(model, Place(), {"steps": steps})
     tasks = [Job(prompt, seed)] if prompt else jobs(loaded, None, 1, seed)
     say(f"{model} with {chosen.name}: {tasks[0].prompt}")

@@ -61,7 +61,8 @@ def generate(
 
     media.check_suffix(out, None)
     asked.check_writable(out, report)
-    chosen = (asked.require_recipe if strict else asked.choose_recipe)(recipe, model)
+    choose = asked.need_recipe if strict else asked.choose_recipe
+    chosen = choose(recipe, model)
     wanted = {
         "negative_prompt": negative_prompt,
         "steps": steps,

@@ -1,5 +1,6 @@
 """What a person sees: error panels instead of tracebacks, progress with the time left, tables."""
 
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -93,6 +94,21 @@ def _plain(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
+
+
+class Once(logging.Filter):
+    """Lets each message pass once: a pipeline repeats its own at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether this message is new."""
+        text = record.getMessage()
+        new = text not in self.seen
+        self.seen.add(text)
+        return new
 
 
 @contextmanager
