@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -11,13 +11,14 @@ from torch import nn
 from dit_accel import compat, plan
 from dit_accel.errors import AlreadyAccelerated, UnsupportedPipeline
 from dit_accel.families import family_of
-from dit_accel.install import Installation, describe
+from dit_accel.install import Installation, describe, other_installation
 from dit_accel.recipe import Recipe
 from dit_accel.run_report import Report
 from dit_accel.session import Session
 from dit_accel.sites import Denoiser
 
-_HANDLES: "weakref.WeakKeyDictionary[Any, Handle]" = weakref.WeakKeyDictionary()
+# a handle lives as long as what it installed: were it held here, a bare denoiser as key would never be freed
+_HANDLES: "weakref.WeakKeyDictionary[Any, Callable[[], Handle | None]]" = weakref.WeakKeyDictionary()
 
 
 class Handle:
@@ -28,6 +29,8 @@ class Handle:
         self._pipe = weakref.ref(pipe)
         self._session = session
         self._installation = installation
+        if installation is not None:
+            installation.handle = self
 
     @property
     def plan(self) -> plan.Plan | None:
@@ -52,7 +55,7 @@ class Handle:
             self._installation = None
             self._session.memory.release()
         pipe = self._pipe()
-        if pipe is not None and _HANDLES.get(pipe) is self:
+        if pipe is not None and _find(pipe) is self:
             del _HANDLES[pipe]
 
 
@@ -67,18 +70,17 @@ def accelerate(pipe: Any, recipe: str | Recipe, *, strict: bool = False, replace
     """
     loaded = Recipe.load(recipe)
     denoisers = _denoisers(pipe, strict)
-    _refuse_second(pipe, replace)
+    _refuse_second(pipe, replace, [module for module, _ in denoisers.values()])
     records: dict[str, tuple[Denoiser, Any]] = {
         name: (describe(name, module, family), family) for name, (module, family) in denoisers.items()
     }
     if records:
         plan.check(loaded, tuple(record for record, _ in records.values()))
-    if pipe in _HANDLES:
-        _HANDLES[pipe].restore()
+    restore(pipe)
     session = Session(loaded, records, pipe, strict)
     modules = {name: module for name, (module, _) in denoisers.items()}
     handle = Handle(pipe, loaded, session, Installation(session, modules) if modules else None)
-    _HANDLES[pipe] = handle
+    _HANDLES[pipe] = weakref.ref(handle) if modules else lambda: handle
     return handle
 
 
@@ -94,7 +96,7 @@ def accelerated(pipe: Any, recipe: str | Recipe, *, strict: bool = False) -> Ite
 
 def restore(pipe: Any) -> None:
     """Undo `accelerate`; harmless on a pipeline that is not accelerated."""
-    handle = _HANDLES.get(pipe)
+    handle = _find(pipe)
     if handle is not None:
         handle.restore()
 
@@ -110,7 +112,7 @@ def compile(pipe: Any, **arguments: Any) -> None:
     `arguments` go to torch.compile. Blocks that belong to a span are compiled beneath their hook. `restore`
     takes the compiled code away again where the pipeline is accelerated.
     """
-    handle = _HANDLES.get(pipe)
+    handle = _find(pipe)
     installation = handle._installation if handle else None
     hooked = {id(hook.module): hook for hook in (installation.block_hooks if installation else ())}
     for component, (module, family) in _denoisers(pipe, strict=True).items():
@@ -132,20 +134,33 @@ def compile(pipe: Any, **arguments: Any) -> None:
                     installation.defer(functools.partial(compat.set_compiled_call, part, None))
 
 
+def _find(pipe: Any) -> Handle | None:
+    known = _HANDLES.get(pipe)
+    return None if known is None else known()
+
+
 def _handle(pipe: Any) -> Handle:
-    if pipe not in _HANDLES:
+    handle = _find(pipe)
+    if handle is None:
         raise UnsupportedPipeline(
             f"a report of {type(pipe).__name__} was asked for, but it is not accelerated. "
             f"Call dit_accel.accelerate(pipe, recipe) first."
         )
-    return _HANDLES[pipe]
+    return handle
 
 
-def _refuse_second(pipe: Any, replace: bool) -> None:
-    if pipe in _HANDLES and not replace:
+def _refuse_second(pipe: Any, replace: bool, modules: Iterable[nn.Module]) -> None:
+    handle = _find(pipe)
+    if handle is not None and not replace:
         raise AlreadyAccelerated(
-            f"{type(pipe).__name__} already runs recipe {_HANDLES[pipe].recipe.name}. "
+            f"{type(pipe).__name__} already runs recipe {handle.recipe.name}. "
             f"Call restore() on it first, or pass replace=True."
+        )
+    own = handle._installation if handle else None
+    if any(other_installation(module, own) for module in modules):
+        raise AlreadyAccelerated(
+            f"a denoiser of this {type(pipe).__name__} belongs to another pipeline that is accelerated. "
+            f"Call restore() on that one first."
         )
 
 

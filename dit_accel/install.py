@@ -46,6 +46,7 @@ class Installation:
         self._proxies: dict[tuple[Any, ...], Proxy] = {}
         self.gated = _sublayer_sites(session)
         self.block_hooks: list[BlockHook] = []
+        self.handle: Any = None  # kept alive by the hooks
         try:
             for component, module in self.modules.items():
                 self._install(component, module)
@@ -145,13 +146,21 @@ class Installation:
             return run(*args, **kwargs)
         if at.branch != "both" or track.together:
             return _sublayer(session, key, at.branch, run, args, kwargs)
-        out = [
-            _sublayer(session, key, branch, run, *halve(args, kwargs, at.batch, index))
-            for index, branch in ((1, "cond"), (0, "uncond"))
-        ]
+        out = []
+        for index, branch in ((1, "cond"), (0, "uncond")):  # cond first: uncond may read what it stores
+            half = halve(args, kwargs, at.batch, index)
+            with session.only(branch):
+                out.append(_sublayer(session, key, branch, run, *half))
         if isinstance(out[0], Tensor):
             return torch.cat([out[1], out[0]])
         return tuple(torch.cat([u, c]) for u, c in zip(out[1], out[0], strict=True))
+
+
+def other_installation(module: nn.Module, own: "Installation | None") -> bool:
+    """Whether the denoiser carries the hook of another pipeline that shares it."""
+    registry = module.__dict__.get(compat.REGISTRY_ATTRIBUTE)
+    hook = registry.get_hook(ROOT) if registry is not None else None
+    return isinstance(hook, RootHook) and hook.installation is not own
 
 
 def _sublayer_sites(session: Session) -> set[Key]:
@@ -170,7 +179,9 @@ def _sublayer(
 ) -> Any:
     track = session.track("timeline", key)
     assert track is not None
-    entry, value = units.decide(session, key, track, branch)
+    streams = [*args[:2], kwargs.get("hidden_states"), kwargs.get("encoder_hidden_states")]
+    shapes = [x.shape for x in streams if isinstance(x, Tensor)]
+    entry, value = units.decide(session, key, track, branch, shapes)
     if value is None:
         out = run(*args, **kwargs)
         units.keep(session, key, track, branch, _as_tuple(out), planned=entry.computes)

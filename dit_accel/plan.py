@@ -11,7 +11,7 @@ from typing import Any
 from dit_accel.errors import RecipeError
 from dit_accel.recipe import Recipe
 from dit_accel.sites import EVERYTHING, Denoiser, Span, match_attention, match_span, unmatched
-from dit_accel.timeline import ALONE, BRANCHES, FEW_STEPS, Entry, Track, lay
+from dit_accel.timeline import ALONE, BRANCHES, FEW_STEPS, Entry, Runs, Track, lay
 
 Key = tuple[str, str]  # (component, site)
 
@@ -69,8 +69,9 @@ def resolve(
 
 
 def _read(reader: "_Reader") -> Plan:
+    # the timeline first: attention inside a skipped block neither runs nor stores
+    timeline = reader.timeline = reader.read("timeline", reader.timeline_letters)
     attention = reader.read("attention", reader.attention_letters)
-    timeline = reader.read("timeline", reader.timeline_letters)
     return Plan(
         attention,
         timeline,
@@ -96,6 +97,7 @@ class _Reader:
             )
         self.methods: dict[str, Any] = {letter: recipe.method(letter) for letter in recipe.choices}
         self.spans: dict[Key, Span] = {}
+        self.timeline: Mapping[Key, Track] = {}
         self.made_steps = recipe.made_for.steps
         self.mapped = self.made_steps not in (None, len(levels))
 
@@ -160,9 +162,29 @@ class _Reader:
         where = next(iter(rows.values()))[0]
         if seam == "attention":
             self._needs_grid(key, letters, where)
-        steps = self.runs.get(key[0])
-        explicit = seam == "timeline" and not self.mapped and not self.few and steps is None
-        return lay(letters, self._method, strict=where if explicit else None, few=self.few, steps=steps)
+        explicit = seam == "timeline" and not self.mapped and not self.few and key[0] not in self.runs
+        runs = self._reached(seam, key)
+        return lay(letters, self._method, strict=where if explicit else None, few=self.few, runs=runs)
+
+    def _reached(self, seam: str, key: Key) -> Runs | None:
+        """The steps at which a site is reached: its denoiser's turn, and nothing around it is skipped."""
+        component, site = key
+        around = [
+            track
+            for other, track in self.timeline.items()
+            if seam == "attention" and other[0] == component and self._holds(other, site)
+        ]
+        if not around and component not in self.runs:
+            return None
+        turn = self.runs.get(component, frozenset(range(len(self.levels))))
+        return {
+            branch: frozenset(k for k in turn if all(track.entries[branch][k].computes for track in around))
+            for branch in BRANCHES
+        }
+
+    def _holds(self, outer: Key, site: str) -> bool:
+        span = self.spans.get(outer)
+        return outer[1] == site if span is None else site.rpartition(".")[0] in span.blocks
 
     def _method(self, letter: str) -> Any:
         return self.methods.get(letter)

@@ -51,18 +51,18 @@ class _Predictor:
     def _own(self, tracks: Mapping[Key, Track]) -> list[tuple[Key, Track]]:
         return [(key, track) for key, track in tracks.items() if key[0] == self.at.component]
 
-    def _slots(self, track: Track) -> list[tuple[str, tuple[int, ...], int]]:
-        """(name, heads, samples) of what is stored while this branch runs."""
+    def _slots(self, track: Track) -> list[tuple[str, str, tuple[int, ...], int]]:
+        """(branch, name, heads, samples) of what is stored while this branch runs."""
         if self.at.branch == "both" and not track.together:
-            return [(name, heads, self.at.batch // 2) for (_, name), heads in track.slots.items()]
+            return [(b, name, heads, self.at.batch // 2) for (b, name), heads in track.slots.items()]
         owner = "cond" if self.at.branch == "both" else self.at.branch
-        return [(name, heads, self.at.batch) for (b, name), heads in track.slots.items() if b == owner]
+        return [(b, name, heads, self.at.batch) for (b, name), heads in track.slots.items() if b == owner]
 
     def _heads(self, key: Key, track: Track) -> int:
         width = self._channels(key[1]) // self.denoiser.attention[key[1]]
         joint = key[1] in self.denoiser.self_attention
         total = 0
-        for name, heads, samples in self._slots(track):
+        for _, name, heads, samples in self._slots(track):
             rows = self.at.visual + (self.text if joint and name == OUT else 0)
             total += samples * rows * len(heads) * width
         return total
@@ -70,8 +70,8 @@ class _Predictor:
     def _unit(self, key: Key, track: Track) -> int:
         span = self.plan.spans.get(key)
         total = 0
-        for name, _, samples in self._slots(track):
-            if span is not None and name == OUT and uses_current_gates(track, self.at.branch):
+        for branch, name, _, samples in self._slots(track):
+            if span is not None and name == OUT and uses_current_gates(track, branch):
                 total += samples * sum(self._recorded(block) for block in span.blocks)
             elif span is not None:
                 total += samples * self._streams() * self._channels(span.blocks[0])

@@ -4,11 +4,12 @@ A Session is shared by all denoisers of a pipeline. `begin` and `end` are called
 denoiser; in between the attention core and the block hooks ask what to do at their site.
 """
 
+import contextlib
 import math
 import weakref
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dit_accel.errors import DenseFallback, MemoryBound, NothingDone
@@ -100,6 +101,17 @@ class Session:
         """The forward is over."""
         self.at = None
         self.scratch = {}
+
+    @contextlib.contextmanager
+    def only(self, branch: str) -> Iterator[None]:
+        """One half of a batched pair runs alone: the sites inside see their branch and its batch."""
+        both = self.at
+        assert both is not None
+        self.at = replace(both, branch=branch, batch=both.batch // 2)
+        try:
+            yield
+        finally:
+            self.at = both
 
     def repeat_dense(self) -> None:
         """A non-finite output: this forward and the rest of the run use the model's own computation."""

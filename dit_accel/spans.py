@@ -45,8 +45,12 @@ def visit(session: Session, member: Member, call: Callable[[int | None], BlockCa
         return whole.run(whole.streams)
     if at.branch != "both" or track.together:
         return _branch(session, member, track, at.branch, call(None))
-    cond = _branch(session, member, track, "cond", call(1))  # first: uncond may read what it stores
-    uncond = _branch(session, member, track, "uncond", call(0))
+    halves = {"cond": call(1), "uncond": call(0)}  # cond first: uncond may read what it stores
+    out: dict[str, Streams] = {}
+    for branch, half in halves.items():
+        with session.only(branch):
+            out[branch] = _branch(session, member, track, branch, half)
+    uncond, cond = out["uncond"], out["cond"]
     return tuple(torch.cat([u, c]) for u, c in zip(uncond, cond, strict=True))
 
 
@@ -87,7 +91,8 @@ def _open(session: Session, member: Member, track: Track, branch: str, streams: 
     """Decide at the span's first block."""
     cond = session.scratch.get(("span", member.key, "cond"))
     pending = branch == "uncond" and cond is not None  # a batched pair: cond's last block is yet to come
-    entry, value = units.decide(session, member.key, track, branch, cond_pending=pending)
+    shapes = [stream.shape for stream in streams]
+    entry, value = units.decide(session, member.key, track, branch, shapes, cond_pending=pending)
     current = uses_current_gates(track, branch)
     method = entry.groups[0][0]
     if value is None:

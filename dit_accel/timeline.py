@@ -16,6 +16,7 @@ from typing import Any
 from dit_accel.errors import RecipeError
 
 BRANCHES = ("cond", "uncond")
+Runs = Mapping[str, frozenset[int]]  # branch -> steps
 FEW_STEPS = 8  # at or under this a step is too long for its neighbour's outputs
 
 OUT, SHARED, DIFFERENCE = "out", "shared", "difference"
@@ -81,14 +82,12 @@ def lay(
     method_of: Callable[[str], Any],
     strict: str | None,  # where the letters stand in the recipe, if breaking a rule is an error
     few: bool,
-    steps: frozenset[int] | None = None,  # the steps at which this denoiser runs at all; None is every one
+    runs: Runs | None = None,  # branch -> the steps at which the site is reached at all; None is every one
 ) -> Track:
     """Lay every head of one site over the steps."""
     heads = len(letters["cond"][0])
     lanes = [
-        _Lane(
-            {b: "".join(text[head] for text in letters[b]) for b in BRANCHES}, method_of, strict, few, steps
-        )
+        _Lane({b: "".join(text[head] for text in letters[b]) for b in BRANCHES}, method_of, strict, few, runs)
         for head in range(heads)
     ]
     all_steps = range(len(letters["cond"]))
@@ -114,12 +113,7 @@ class _Lane:
     """One head of one site: a forward pass decides what runs, a backward look what must be kept."""
 
     def __init__(
-        self,
-        letters: Mapping[str, str],
-        method_of: Any,
-        strict: str | None,
-        few: bool,
-        runs: frozenset[int] | None,
+        self, letters: Mapping[str, str], method_of: Any, strict: str | None, few: bool, runs: Runs | None
     ):
         self.strict, self.few, self.upgraded, self.runs = strict, few, 0, runs
         self.last_out: dict[str, int] = {}
@@ -139,7 +133,7 @@ class _Lane:
         if method is None or method.computes:
             return letter, method
         shares = hasattr(method, "difference")
-        absent = self.runs is not None and step not in self.runs
+        absent = self.runs is not None and step not in self.runs[branch]
         if absent or (shares and branch == "cond"):
             return ALONE, None
         reason = "steps are few" if self.few else self._why_not(method, shares, step, branch)
@@ -164,7 +158,7 @@ class _Lane:
         return None if step - last <= method.max_age else f"the stored value is {step - last} steps old"
 
     def _computed(self, step: int, branch: str) -> bool:
-        if self.runs is not None and step not in self.runs:
+        if self.runs is not None and step not in self.runs[branch]:
             return False
         _, method = self.rows[branch][step]
         return method is None or method.computes

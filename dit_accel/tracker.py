@@ -18,6 +18,13 @@ _NAMES = {"cond": "cond", "pred_cond": "cond", "uncond": "uncond", "pred_uncond"
 _CALL_ORDER = ("cond", "uncond")
 
 
+def _unguided(pipe: Any) -> bool:
+    """Whether the pipeline shows that it runs without guidance; PixArt shows nothing."""
+    guided = getattr(pipe, "do_classifier_free_guidance", None)
+    scale = getattr(pipe, "guidance_scale", None) if guided is None else None
+    return guided is False or (isinstance(scale, int | float) and scale <= 1)
+
+
 @dataclass(frozen=True)
 class Position:
     """One forward of one denoiser."""
@@ -116,7 +123,7 @@ class Tracker:
     def _is_pair(self, pipe: Any, latents: Tensor) -> bool:
         """Whether the batch is [uncond, cond] of the same latents; checked at two steps, then believed."""
         batch = latents.shape[0]
-        if batch % 2 or getattr(pipe, "do_classifier_free_guidance", None) is False:
+        if batch % 2 or _unguided(pipe):
             return False
         if self._paired.get(batch) is False or batch in self._confirmed:
             return self._paired[batch]

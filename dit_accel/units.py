@@ -4,7 +4,7 @@ reusing or sharing. A unit's value is a tuple of tensors: a module's outputs, or
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Size, Tensor
 
 from dit_accel.errors import MissingAnchor
 from dit_accel.plan import Key
@@ -16,12 +16,13 @@ Value = tuple[Tensor, ...]
 
 
 def decide(
-    session: Session, key: Key, track: Track, branch: str, cond_pending: bool = False
+    session: Session, key: Key, track: Track, branch: str, shapes: Sequence[Size], cond_pending: bool = False
 ) -> tuple[Entry, Value | None]:
     """The entry of this visit and, where it is not computed, the value that answers; counts the visit.
 
     `cond_pending`: cond is being answered at this very visit (a batched pair in a span), so a shared value
-    can only be derived later, by `derive`; the value given back is then empty.
+    can only be derived later, by `derive`; the value given back is then empty. `shapes` are those of the
+    visit's streams: text of another length cannot be copied from cond.
     """
     assert session.at is not None
     entry = track.entry(session.at.step, branch)
@@ -34,11 +35,18 @@ def decide(
                 if cond_pending
                 else derive(session, key, branch, method)
             )
+            _fits(value, shapes)
         except MissingAnchor as reason:
             session.fallback(f"computed where {method_name(method)} was planned: {reason}", key[1])
-            letters, method = ALONE, None
+            value, letters, method = None, ALONE, None
     session.count(key, branch, letters, {method if value is not None else None: 1}, computed="compute")
     return entry, value
+
+
+def _fits(value: Value, shapes: Sequence[Size]) -> None:
+    for stored, wanted in zip(value, shapes, strict=False):
+        if stored.shape != wanted:
+            raise MissingAnchor(f"what is stored has shape {tuple(stored.shape)}, this call {tuple(wanted)}")
 
 
 def keep(

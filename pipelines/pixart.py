@@ -41,7 +41,7 @@ def main() -> None:
         guidance_scale=given.guidance,
         generator=torch.Generator("cpu").manual_seed(given.seed),
         use_resolution_binning=not given.exact_size,
-    ).images[0]
+    ).images[0]  # pyright: ignore[reportAttributeAccessIssue]
     print(handle.report())
     image.save(given.out)
 

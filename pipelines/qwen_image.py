@@ -41,7 +41,7 @@ def main() -> None:
         num_inference_steps=given.steps,
         true_cfg_scale=given.guidance,
         generator=torch.Generator("cpu").manual_seed(given.seed),
-    ).images[0]
+    ).images[0]  # pyright: ignore[reportAttributeAccessIssue]
     print(handle.report())
     image.save(given.out)
 

@@ -46,9 +46,9 @@ def main() -> None:
         num_inference_steps=given.steps,
         guidance_scale=given.guidance,
         generator=torch.Generator("cpu").manual_seed(given.seed),
-    ).frames[0]
+    ).frames[0]  # pyright: ignore[reportAttributeAccessIssue]
     print(handle.report())
-    export_to_video(frames, given.out, fps=16)
+    export_to_video(frames, given.out, fps=16)  # pyright: ignore[reportArgumentType]
 
 
 if __name__ == "__main__":

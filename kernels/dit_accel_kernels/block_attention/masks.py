@@ -34,7 +34,8 @@ class WindowMask:
     @property
     def shape(self) -> tuple[int, int]:
         """[N, N], text included."""
-        return (prod(self.grid) + self.num_text,) * 2
+        tokens = prod(self.grid) + self.num_text
+        return tokens, tokens
 
     def rows(self, start: int, stop: int, device: torch.device | str = "cpu") -> Tensor:
         """Rows start to stop of the mask: bool [stop - start, N]."""
@@ -100,5 +101,5 @@ def window_mask(
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """The window written out: bool [N, N]."""
-    window = WindowMask(tuple(grid), tuple(radius), num_text, text_first, text_visible)
+    window = WindowMask(grid, radius, num_text, text_first, text_visible)
     return window.rows(0, window.shape[0], device)

@@ -1,0 +1,92 @@
+"""Owned buffers: copies, reuse, ages by head, and bytes."""
+
+import torch
+
+from dit_accel.memory import Memory
+
+HERE = ("transformer", "blocks.0.attn1", "cond", ((3, 4, 5), 0))
+THERE = ("transformer", "blocks.0.attn1", "uncond", ((3, 4, 5), 0))
+
+
+def test_a_stored_value_is_a_copy():
+    memory = Memory()
+    value = torch.arange(6.0)
+    memory.store(HERE, "out", [value], step=3)
+    value.fill_(0)
+    slot = memory.recall(HERE, "out")
+    assert slot is not None and slot.made_at == {0: 3}
+    assert torch.equal(slot.tensors[0], torch.arange(6.0))
+
+
+def test_nothing_is_there_under_another_branch_name_or_layout():
+    memory = Memory()
+    memory.store(HERE, "out", [torch.ones(2)], step=0)
+    assert memory.recall(THERE, "out") is None
+    assert memory.recall(HERE, "shared") is None
+    assert memory.recall((*HERE[:3], ((3, 4, 6), 0)), "out") is None
+    assert memory.recall(("transformer_2", *HERE[1:]), "out") is None
+
+
+def test_a_buffer_is_used_again_while_shape_and_dtype_stay():
+    memory = Memory()
+    memory.store(HERE, "out", [torch.ones(4)], step=0)
+    buffer = memory.recall(HERE, "out").tensors[0]
+    memory.store(HERE, "out", [torch.zeros(4)], step=1)
+    assert memory.recall(HERE, "out").tensors[0] is buffer
+    assert memory.recall(HERE, "out").made_at == {0: 1}
+    memory.store(HERE, "out", [torch.zeros(5)], step=2)
+    assert memory.recall(HERE, "out").tensors[0].shape == (5,)
+    memory.store(HERE, "out", [torch.zeros(5, dtype=torch.bfloat16)], step=3)
+    assert memory.recall(HERE, "out").tensors[0].dtype is torch.bfloat16
+
+
+def test_bytes_and_peak():
+    memory = Memory()
+    memory.store(HERE, "out", [torch.ones(10)], step=0)
+    memory.store(THERE, "out", [torch.ones(10, dtype=torch.bfloat16), torch.ones(5)], step=0)
+    assert memory.peak_bytes == 40 + 20 + 20
+    memory.store(HERE, "out", [torch.ones(10)], step=1)  # the same buffer
+    assert memory.peak_bytes == 80
+    memory.store(HERE, "out", [torch.ones(2)], step=2)  # a smaller one: the peak stays
+    assert memory.peak_bytes == 80
+    memory.store(THERE, "shared", [torch.ones(10)], step=2)
+    assert memory.peak_bytes == 8 + 40 + 40
+
+
+def test_release_remembers_the_peak_and_clear_forgets_it():
+    memory = Memory()
+    memory.store(HERE, "out", [torch.ones(10)], step=0)
+    memory.release()
+    assert memory.recall(HERE, "out") is None and memory.peak_bytes == 40
+    memory.store(HERE, "out", [torch.ones(3)], step=0)
+    assert memory.peak_bytes == 40
+    memory.clear()
+    assert memory.recall(HERE, "out") is None and memory.peak_bytes == 0
+    memory.store(HERE, "out", [torch.ones(3)], step=0)
+    assert memory.peak_bytes == 12
+
+
+def test_heads_are_stored_at_their_places_with_their_ages():
+    memory = Memory()
+    value = torch.randn(2, 3, 4, 5)  # [B, N, H, D]
+    memory.store_heads(HERE, "out", value, heads=[3], of=[1, 3], step=0)
+    memory.store_heads(HERE, "out", value + 1, heads=[1], of=[1, 3], step=2)
+    slot = memory.recall(HERE, "out")
+    assert slot.tensors[0].shape == (2, 3, 2, 5)
+    assert torch.equal(slot.tensors[0][:, :, 1], value[:, :, 3])
+    assert torch.equal(slot.tensors[0][:, :, 0], value[:, :, 1] + 1)
+    assert slot.made_at == {3: 0, 1: 2}
+    assert memory.peak_bytes == 2 * 3 * 2 * 5 * 4
+
+
+def test_an_empty_value_marks_a_complete_recording():
+    memory = Memory()
+    memory.store(HERE, "out", (), step=4)
+    assert memory.recall(HERE, "out").made_at == {0: 4} and memory.peak_bytes == 0
+
+
+def test_the_graph_of_an_activation_is_not_kept():
+    memory = Memory()
+    value = torch.ones(2, requires_grad=True) * 2
+    memory.store(HERE, "out", [value], step=0)
+    assert not memory.recall(HERE, "out").tensors[0].requires_grad
