@@ -11,7 +11,8 @@ from torch import nn
 from dit_accel import compat, plan
 from dit_accel.errors import AlreadyAccelerated, UnsupportedPipeline
 from dit_accel.families import family_of
-from dit_accel.install import Installation, describe, other_installation
+from dit_accel.install import Installation, other_installation
+from dit_accel.inventory import describe
 from dit_accel.recipe import Recipe
 from dit_accel.run_report import Report
 from dit_accel.session import Session

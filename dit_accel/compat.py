@@ -59,10 +59,19 @@ def attention_over_shards(
     )  # fmt: skip
 
 
-def backend_name(processor: Any) -> str:
-    """The attention backend set on a processor, "" for the default."""
-    backend = getattr(processor, "_attention_backend", None)
-    return "" if backend is None else str(getattr(backend, "value", backend))
+_SPLIT_PREFIXES = ("cp_input", "cp_output")
+
+
+def hook_beneath_shards(registry: Any, hook: Any, name: str) -> None:
+    """Register a hook inside of the hooks with which context parallelism splits and gathers a module's tensors."""
+    outer = [
+        (each, registry.hooks[each]) for each in registry._hook_order if each.startswith(_SPLIT_PREFIXES)
+    ]
+    for each, _ in outer:
+        registry.remove_hook(each, recurse=False)
+    registry.register_hook(hook, name)
+    for each, split in outer:
+        registry.register_hook(split, each)
 
 
 def compiled_call(module: nn.Module) -> Callable[..., Any] | None:

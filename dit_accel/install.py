@@ -15,25 +15,13 @@ from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 
 from dit_accel import compat, predict, spans, units
+from dit_accel.inventory import child_of
 from dit_accel.plan import Key
 from dit_accel.proxy import KEY_ATTRIBUTE, Installed, Proxy, make_proxy
 from dit_accel.session import Session
-from dit_accel.sites import EVERYTHING, Denoiser, Span, match_attention, match_span
+from dit_accel.sites import EVERYTHING, Span, match_attention, match_span
 
 ROOT, BLOCK = "dit_accel_root", "dit_accel_block"
-
-
-def describe(component: str, module: nn.Module, family: Any) -> Denoiser:
-    """The sites of one denoiser, read from its modules."""
-    blocks = tuple(f"{name}.{i}" for name in family.blocks for i in range(len(module.get_submodule(name))))  # pyright: ignore
-    sites: dict[str, dict[str, int]] = {"self": {}, "cross": {}}
-    for block in blocks:
-        for kind, names in (("self", family.self_attention), ("cross", family.cross_attention)):
-            for name in names:
-                attention = _child(module, f"{block}.{name}")
-                if isinstance(attention, compat.ATTENTION_MODULES):
-                    sites[kind][f"{block}.{name}"] = int(attention.heads)  # pyright: ignore
-    return Denoiser(component, sites["self"], sites["cross"], blocks)
 
 
 class Installation:
@@ -95,7 +83,10 @@ class Installation:
 
     def _hook(self, module: nn.Module, hook: ModelHook, name: str) -> None:
         registry = HookRegistry.check_if_exists_or_initialize(module)
-        registry.register_hook(hook, name)
+        if name == BLOCK:
+            compat.hook_beneath_shards(registry, hook, name)
+        else:
+            registry.register_hook(hook, name)
         self.defer(lambda: registry.remove_hook(name, recurse=False))
 
     def _receive_end_of_run(self, module: nn.Module) -> None:
@@ -148,7 +139,7 @@ class Installation:
             return _sublayer(session, key, at.branch, run, args, kwargs)
         out = []
         for index, branch in ((1, "cond"), (0, "uncond")):  # cond first: uncond may read what it stores
-            half = halve(args, kwargs, at.batch, index)
+            half = units.halve(args, kwargs, at.batch, index)
             with session.only(branch):
                 out.append(_sublayer(session, key, branch, run, *half))
         if isinstance(out[0], Tensor):
@@ -286,7 +277,7 @@ class BlockHook(_Hook):
 
     def _call(self, arguments: dict[str, Any], half: int | None) -> spans.BlockCall:
         if half is not None and self.session.at is not None:
-            _, arguments = halve((), arguments, self.session.at.batch, half, self.family.unbatched)
+            _, arguments = units.halve((), arguments, self.session.at.batch, half, self.family.unbatched)
         streams = tuple(arguments[name] for name in self.family.streams if arguments.get(name) is not None)
 
         def run(streams: spans.Streams, forward: Callable[..., Any] | None = None) -> spans.Streams:
@@ -333,7 +324,7 @@ def recording(block: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, sp
     handles = [
         child.register_forward_hook(keeper(name))
         for name in names
-        if (child := _child(block, name)) is not None
+        if (child := child_of(block, name)) is not None
     ]
     try:
         yield outputs
@@ -361,18 +352,6 @@ def replaying(block: nn.Module, stored: Mapping[str, spans.Streams]) -> Iterator
                 child.forward = forward
 
 
-def halve(
-    args: Any, kwargs: Mapping[str, Any], batch: int, index: int, unbatched: tuple[str, ...] = ()
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The uncond (0) or cond (1) half of every argument that has the batch as its first axis."""
-
-    def half(value: Any) -> Any:
-        paired = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == batch
-        return value.chunk(2)[index] if paired else value
-
-    return tuple(half(x) for x in args), {k: v if k in unbatched else half(v) for k, v in kwargs.items()}
-
-
 def _as_tuple(output: Any) -> tuple[Tensor, ...]:
     return (output,) if isinstance(output, Tensor) else tuple(output)
 
@@ -380,14 +359,6 @@ def _as_tuple(output: Any) -> tuple[Tensor, ...]:
 def _finite(output: Any) -> bool:
     sample = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
     return bool(torch.isfinite(sample).all())
-
-
-def _child(module: nn.Module, path: str) -> nn.Module | None:
-    try:
-        child = module.get_submodule(path)
-    except AttributeError:
-        return None
-    return child if isinstance(child, nn.Module) else None
 
 
 def _drop_empty_registries(module: nn.Module) -> None:

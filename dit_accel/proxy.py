@@ -145,7 +145,20 @@ def _sharded(
 ) -> Tensor:  # fmt: skip
     """Under Ulysses our core sees the whole sequence and this rank's heads; a ring stays dense."""
     rank = compat.ulysses_rank(config)
-    if rank is None:
+    installed = SESSIONS.get(int(site[0]))
+    at = installed.session.at if installed else None
+    if rank is None or installed is None or at is None:
+        return dense(q, k, v, mask, config)
+    if at.joint and installed.session.active:
+        # every rank joins its own text and visual tokens: together they are [text0, visual0, text1, visual1]
+        key = installed.sites[int(site[1])]
+        if (
+            installed.session.track("attention", key) is not None
+            and not installed.session.recipe.is_neutral()
+        ):
+            installed.session.fallback(
+                "ran dense: ranks interleave text and visual tokens under Ulysses", key[1]
+            )
         return dense(q, k, v, mask, config)
 
     def core(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

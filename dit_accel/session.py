@@ -8,7 +8,7 @@ import contextlib
 import math
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,7 +103,7 @@ class Session:
         self.scratch = {}
 
     @contextlib.contextmanager
-    def only(self, branch: str) -> Iterator[None]:
+    def only(self, branch: str) -> Generator[None]:
         """One half of a batched pair runs alone: the sites inside see their branch and its batch."""
         both = self.at
         assert both is not None

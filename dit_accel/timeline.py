@@ -59,8 +59,11 @@ class Track:
 
     @cached_property
     def together(self) -> bool:
-        """Both branches do the same at every step, so a batched pair can be handled in one go."""
-        return self.entries["cond"] == self.entries["uncond"]
+        """Both branches do the same at every step, so a batched pair can be handled in one go.
+
+        So it is where nothing is approximated: halves of a batch round differently from the whole.
+        """
+        return not self.approximates or self.entries["cond"] == self.entries["uncond"]
 
     @cached_property
     def approximates(self) -> bool:

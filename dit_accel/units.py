@@ -1,7 +1,7 @@
 """Timeline sites at run time: a sublayer or a span of blocks answers, branch by branch, by computing,
 reusing or sharing. A unit's value is a tuple of tensors: a module's outputs, or one residual per stream."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Size, Tensor
@@ -103,3 +103,15 @@ def recall(session: Session, key: Key, branch: str, name: str, max_age: int) -> 
     if slot is None or age is None or not 0 <= age <= max_age:
         raise MissingAnchor(f"no {name} of the {branch} branch at most {max_age} steps old (age {age})")
     return slot.tensors
+
+
+def halve(
+    args: Any, kwargs: Mapping[str, Any], batch: int, index: int, unbatched: tuple[str, ...] = ()
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The uncond (0) or cond (1) half of every argument that has the batch as its first axis."""
+
+    def half(value: Any) -> Any:
+        paired = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == batch
+        return value.chunk(2)[index] if paired else value
+
+    return tuple(half(x) for x in args), {k: v if k in unbatched else half(v) for k, v in kwargs.items()}

@@ -1,6 +1,9 @@
 """What an installation must carry; `make wheel-test` runs the expensive half on a real wheel."""
 
+import ast
 import importlib.metadata
+import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -49,10 +52,26 @@ def test_the_oldest_pins_are_the_declared_lower_bounds():
     assert f"diffusers>={oldest['diffusers'].removesuffix('.0')}" in PROJECT["dependencies"]
 
 
+def test_the_library_imports_only_what_it_declares():
+    """A module's imports are hard dependencies, or what diffusers and transformers themselves require."""
+    brought = [r for name in ("diffusers", "transformers") for r in importlib.metadata.requires(name) or ()]
+    required = [*PROJECT["dependencies"], *(r for r in brought if "extra ==" not in r)]
+    known = {_name(requirement) for requirement in required} | {"dit_accel", "dit_accel_kernels"}
+    for path in (*ROOT.glob("dit_accel/**/*.py"), *ROOT.glob("kernels/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                names = [node.module]
+            for root in {name.partition(".")[0] for name in names} - sys.stdlib_module_names:
+                name = {"PIL": "pillow"}.get(root, root)
+                assert name in known, f"{path}:{node.lineno}: {root} is not among the hard dependencies"
+
+
 def _lines(file: str) -> list[str]:
     lines = (ROOT / file).read_text().splitlines()
     return [line for line in lines if "==" in line and not line.startswith("#")]
 
 
 def _name(requirement: str) -> str:
-    return requirement.partition(">=")[0].partition("[")[0].lower().replace("-", "_")
+    """The distribution's name in a requirement such as `huggingface-hub<3,>=1.32`, spelt as an import."""
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower().replace("-", "_")

@@ -61,7 +61,8 @@ def test_noise_levels_outside_the_edges_belong_to_the_ends():
 def test_the_last_pattern_wins_and_a_branch_wins_over_both():
     found = plan(
         '[attention.uncond]\n"blocks.1.attn1" = ["wwww"]\n'
-        '[attention.both]\n"blocks.*.attn1" = ["F"]\n"blocks.1-2.attn1" = ["wFFF"]\n"blocks.2.attn1" = ["FwFF"]'
+        '[attention.both]\n"blocks.*.attn1" = ["F"]\n'
+        '"blocks.1-2.attn1" = ["wFFF"]\n"blocks.2.attn1" = ["FwFF"]'
     )
     assert letters(found, "attention", "blocks.0.attn1")[0] == "FFFF"
     assert letters(found, "attention", "blocks.1.attn1")[0] == "wFFF"
@@ -165,7 +166,7 @@ def test_a_prefix_restricts_to_one_denoiser():
     [
         (
             '[attention.both]\n"blocks.9.attn1" = ["F"]',
-            'my.toml:12: [attention.both] "blocks.9.attn1" matches no site of this pipeline; nearest: blocks.',
+            'my.toml:12: [attention.both] "blocks.9.attn1" matches no site of this pipeline; nearest: blo',
         ),
         (
             '[timeline.both]\n"blocks.1-6" = "CrrCrrCrrC"',

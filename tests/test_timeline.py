@@ -168,6 +168,7 @@ def test_together_means_that_both_branches_do_the_same():
     assert not apart.together and apart.branches == ("cond", "uncond")
     assert apart.entry(1, "cond").letters == "r" and apart.entry(1, "uncond").letters == "F"
     assert track("FrF").entry(1, "both").letters == "r"
+    assert track("FFF", "...").together  # nothing is approximated: the pair stays whole
 
 
 @pytest.mark.parametrize(("letters", "expected"), [("FF.", False), ("CC", False), ("Fw", True), ("Fr", True)])

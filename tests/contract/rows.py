@@ -85,7 +85,8 @@ ROWS: dict[str, Row] = {
         Row("share span", _timeline("1-2", "CssCssCsC"), "share_branch", **SHARE),
         Row("share span, copy", _timeline("1-2", "CccCccCcC"), "share_branch", **SHARE),
         Row(
-            "mixed", '[noise]\nedges = [1.0, 0.5, 0.0]\n[attention.both]\n"{blocks}.*.{attn}" = ["FFrs", "Fwrs"]\n'
+            "mixed", '[noise]\nedges = [1.0, 0.5, 0.0]\n'
+            '[attention.both]\n"{blocks}.*.{attn}" = ["FFrs", "Fwrs"]\n'
             '[timeline.both]\n"{blocks}.2" = "CCCRCsCRC"\n', "reuse", needs_grid=True, **SHARE,
         ),
     )

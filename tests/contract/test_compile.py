@@ -1,10 +1,10 @@
-"""torch.compile before and after, ours and the user's: equal outputs, and no more graphs than the plain model."""
+"""torch.compile before and after, ours and the user's: equal outputs, graphs bounded by the plain model."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
-from contract.rows import build, recipe, run
+from contract.rows import ROWS, build, recipe, run
 
 import dit_accel
 
@@ -75,10 +75,12 @@ def test_compiled_in_either_order(row: str, case: str, way: Callable):
     dit_accel.accelerate(eager, recipe(row, case))
     expected = run(eager, case)
     _, plain_graphs = compiled(case, None, way, first=True)
+    # a batched pair whose branches differ runs as two halves: another batch size, another set of graphs
+    bound = plain_graphs * (2 if ROWS[row].branches_apart else 1)
     for first in (True, False):
         latents, graphs = compiled(case, row, way, first)
         torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-4)
-        assert 0 < graphs <= plain_graphs, f"compiled first: {first}"
+        assert 0 < graphs <= bound, f"compiled first: {first}"
 
 
 def test_restore_takes_compiled_code_of_ours_away_and_leaves_the_users():

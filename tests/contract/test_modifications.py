@@ -47,6 +47,8 @@ CHANGES = {"lora": add_lora, "fused projections": fuse, "group offload": offload
 @pytest.mark.parametrize(("row", "case"), PAIRS)
 def test_before_and_after_are_the_same(row: str, case: str, change: str):
     """Either order gives one result, and after restoring both are the plain changed pipeline."""
+    if change == "lora" and not hasattr(build(case, 1).transformer, "add_adapter"):
+        pytest.skip(f"diffusers gives {case} no adapters")
     if change == "fused projections" and not hasattr(build(case, 1).transformer, "fuse_qkv_projections"):
         pytest.skip(f"{case} cannot fuse its projections")
     changed = build(case)
@@ -69,7 +71,7 @@ def test_before_and_after_are_the_same(row: str, case: str, change: str):
     assert torch.equal(run(pipe, case), expected_plain)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case != "pixart_sigma"])
 def test_a_lora_is_rescaled_and_deleted_under_a_recipe(case: str):
     pipe = build(case)
     dit_accel.accelerate(pipe, recipe("reuse heads", case))

@@ -9,7 +9,7 @@ import torch
 
 from dit_accel import accelerate, plan
 from dit_accel.families import family_of
-from dit_accel.install import describe
+from dit_accel.inventory import describe
 from dit_accel.recipe import Recipe
 from dit_accel.recipe_names import RECIPES
 from dit_accel.search.real_models import MODELS, RealModel

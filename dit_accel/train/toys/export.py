@@ -1,6 +1,7 @@
 """Writes a toy as a user gets it: `save_pretrained` in half precision, and `generation.json` beside it."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,6 +30,9 @@ def export_toy(pipeline: DiffusionPipeline, toy: str, folder: Path) -> None:
     """Saves `pipeline` in fp16 safetensors, so that `from_pretrained(folder)` gives it back in any dtype."""
     pipeline.to(torch.float16)
     pipeline.save_pretrained(folder)
+    # where the autoencoder was trained is nobody's business
+    vae = folder / "vae" / "config.json"
+    vae.write_text(re.sub(r'  "_name_or_path": .*\n', "", vae.read_text()))
     # transformers loads in the dtype that config.json names, diffusers in float32: name that one, or a CPU
     # pipeline mixes two
     config = folder / "text_encoder" / "config.json"
