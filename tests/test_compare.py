@@ -37,7 +37,7 @@ def test_columns_take_turns_and_warm_up_is_left_out(model, arguments):
     heard, jobs = Heard(), [Job("one", 0), Job("two", 1)]
     result = compare(model, Recipe.neutral(), jobs, arguments, Options(rival_steps=1), heard)
     assert [what for _, _, what in heard.generations] == [
-        "warm-up, dense", "warm-up, recipe",
+        "warm-up, recipe", "warm-up, dense",
         "dense: one", "neutral: one", "dense, 1 steps: one",
         "dense, 1 steps: two", "neutral: two", "dense: two",
     ]  # fmt: skip
