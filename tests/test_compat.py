@@ -136,7 +136,6 @@ def test_a_parallel_config_tells_its_rank():
     assert {"ring_degree", "ulysses_degree", "_ulysses_local_rank"} <= set(fields)
 
 
-
 def test_a_compiled_call_is_read_set_and_used():
     module = nn.Identity()
     assert compat.compiled_call(module) is None
