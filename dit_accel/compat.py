@@ -63,7 +63,7 @@ _SPLIT_PREFIXES = ("cp_input", "cp_output")
 
 
 def hook_beneath_shards(registry: Any, hook: Any, name: str) -> None:
-    """Register a hook inside of the hooks with which context parallelism splits and gathers a module's tensors."""
+    """Register a hook inside of the hooks with which context parallelism splits and gathers tensors."""
     outer = [
         (each, registry.hooks[each]) for each in registry._hook_order if each.startswith(_SPLIT_PREFIXES)
     ]

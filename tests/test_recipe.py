@@ -213,7 +213,7 @@ def test_a_recipe_built_in_code_is_checked_as_well():
     "data",
     [{1: 2}, {"schema": 1, "made_by": {"x": object()}}, {"schema": 1, "made_by": {"x": "\ud800"}},
      {"schema": True}, {"schema": 1, "choices": ["F"]}, {"schema": 1, "choices": {"F": {"method": None}}}],
-    ids=str,
+    ids=["key", "object", "surrogate", "schema", "list", "none"],
 )  # fmt: skip
 def test_tables_that_are_no_toml_are_refused(data):
     with pytest.raises(RecipeError, match="<dict>: "):
