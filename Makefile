@@ -22,8 +22,8 @@ fix: $(VENV)/dev                    ## format and repair what ruff can
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 recipes: $(VENV)/core               ## validate every recipe file
 	$(BIN)/dit-accel recipes check
-bench: $(VENV)/core                 ## dense, fewer steps, rivals and recipes on MODEL, interleaved
-	$(BIN)/dit-accel bench $(MODEL)
+bench: $(VENV)/core                 ## dense, a recipe, and fewer steps on MODEL, interleaved
+	$(BIN)/dit-accel compare -m $(MODEL) --num-prompts 4 --rival-steps auto
 wheel-test: $(VENV)/core            ## the wheel, alone in an empty environment and folder, runs the demo
 	PYTHON="$(PYTHON)" bash scripts/wheel_test.sh
 test-oldest:                        ## all tests on the oldest supported diffusers, in .venv-oldest

@@ -7,7 +7,9 @@ trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3}" -m venv "$work/env"
 pip() { "$work/env/bin/python" -m pip "$@" -qq --disable-pip-version-check; }
 
+rm -rf "$root/build"  # setuptools would pack whatever an earlier build left there
 pip wheel --no-deps -w "$work/dist" "$root"
+rm -rf "$root/build"
 wheel=$(ls "$work"/dist/*.whl)
 echo "wheel: $(basename "$wheel"), $(du -k "$wheel" | cut -f1) KiB"
 [[ $wheel == *-py3-none-any.whl ]] || { echo "the wheel is not pure Python"; exit 1; }

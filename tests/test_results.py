@@ -7,6 +7,7 @@ import pytest
 
 from dit_accel import results
 from dit_accel.errors import DitAccelError
+from dit_accel.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 
@@ -102,3 +103,13 @@ def test_the_readme_says_what_the_lines_say():
     assert text == results.place(text, results.tables(results.read(ROOT / "docs" / "results"))), (
         "run python scripts/results_table.py"
     )
+
+
+def test_the_recipe_in_the_readme_is_a_recipe():
+    text = (ROOT / "README.md").read_text().partition("```toml\n")[2].partition("```")[0]
+    recipe = Recipe.from_text(text, "README")
+    assert {type(recipe.method(letter)).__name__ for letter in recipe.letters()} == {
+        "Full",
+        "Reuse",
+        "Compute",
+    }
