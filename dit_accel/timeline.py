@@ -199,6 +199,7 @@ class _Lane:
                     return False
             elif (
                 method is not None
+                and not method.computes
                 and hasattr(method, "difference") == shared
                 and getattr(method, "difference", True)
             ):

@@ -26,6 +26,9 @@ def command(monkeypatch, capsys):
     def run(*arguments: object) -> Ran:
         from dit_accel.cli import main
 
+        monkeypatch.setenv(
+            "COLUMNS", "300"
+        )  # a long temporary path must not break a line that a test looks for
         monkeypatch.setattr("sys.argv", ["dit-accel", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:

