@@ -25,7 +25,7 @@ LAYERS = (
     {"kernels"},
     {"errors"},
     {"registry", "recipe", "scenes"},
-    {"compat", "families", "memory", "run_report", "sites", "timeline", "tracker"},
+    {"compat", "families", "inventory", "memory", "run_report", "sites", "timeline", "tracker"},
     {"plan"},
     {"session"},
     {"units", "visit"},
@@ -34,7 +34,7 @@ LAYERS = (
     {"api"},
     {""},
     {"program"},
-    {"cli"},
+    {"cli", "__main__"},
 )
 LAYER = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 APART = {"families": {"methods", "kernels"}, "methods": {"families"}, "recipe": {"kernels"}}
@@ -44,6 +44,7 @@ FORBIDDEN_NAMES = re.compile(r"^(do_\w+|Base[A-Z]\w*|Pattern_\d+|\w+_v\d+)$")
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 PRIVATE_FOREIGN = {"dit_accel/compat.py", "dit_accel/install.py", "dit_accel/proxy.py"}
 NAMEDTUPLE = {"_replace", "_asdict", "_fields"}
+RESUMES = {"dit_accel/train/toys/loop.py"}  # an optimizer's state, its own scratch, never shipped
 LONG = 400
 TORCH_FREE = ("dit_accel.errors", "dit_accel.registry", "dit_accel.recipe")
 
@@ -142,7 +143,10 @@ def test_no_pickle_is_read_or_written(path: Path):
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             called = f"{node.value.id}.{node.attr}"
-            assert called not in {"torch.load", "torch.save"}, f"{path}:{node.lineno}: use safetensors"
+            allowed = path.as_posix() in RESUMES or called not in {"torch.load", "torch.save"}
+            assert allowed, f"{path}:{node.lineno}: use safetensors"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            assert "weights_only=True" in ast.unparse(node), f"{path}:{node.lineno}: say weights_only=True"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=str)

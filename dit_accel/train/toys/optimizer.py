@@ -77,8 +77,8 @@ class MovingAverage:
     def update(self, module: nn.Module, step: int) -> None:
         """Moves the average towards `module`, after step number `step` (from 0)."""
         keep = min(self.decay, (step + 1) / (step + 10))
-        names, weights = zip(*module.named_parameters(), strict=True)
-        torch._foreach_lerp_([self.weights[name] for name in names], list(weights), 1 - keep)
+        for name, weight in module.named_parameters():
+            self.weights[name].lerp_(weight, 1 - keep)
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from torch import nn
 
 from dit_accel.scenes import render
@@ -76,20 +77,13 @@ def reconstruct(vae: nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, tor
 
 def decode_unclamped(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
     """`AutoencoderKLWan.decode` without its last clamp, which has no gradient outside [-1, 1]."""
-    vae.clear_cache()
     hidden = vae.post_quant_conv(latents)
-    chunks = []
-    for index in range(hidden.shape[2]):
-        vae._conv_idx = [0]
-        chunks.append(
-            vae.decoder(
-                hidden[:, :, index : index + 1],
-                feat_cache=vae._feat_map,
-                feat_idx=vae._conv_idx,
-                first_chunk=index == 0,
-            )
-        )
-    vae.clear_cache()
+    # a causal convolution keeps its last frames here, for the next latent frame
+    kept = [None] * sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
+    chunks = [
+        vae.decoder(frame, feat_cache=kept, feat_idx=[0], first_chunk=index == 0)
+        for index, frame in enumerate(hidden.split(1, dim=2))
+    ]
     return torch.cat(chunks, dim=2)
 
 
