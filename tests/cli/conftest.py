@@ -24,7 +24,7 @@ def command(monkeypatch, capsys):
     """Call `dit-accel` with arguments; gives its exit code and output."""
 
     def run(*arguments: object) -> Ran:
-        from dit_accel.cli import main, screen
+        from dit_accel.cli import main
 
         monkeypatch.setenv(
             "COLUMNS", "300"
