@@ -35,6 +35,7 @@ LAYERS = (
     {""},
     {"program"},
     {"cli"},
+    {"__main__"},
 )
 LAYER = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 APART = {"families": {"methods", "kernels"}, "methods": {"families"}, "recipe": {"kernels"}}
