@@ -34,7 +34,8 @@ LAYERS = (
     {"api"},
     {""},
     {"program"},
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 )
 LAYER = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 APART = {"families": {"methods", "kernels"}, "methods": {"families"}, "recipe": {"kernels"}}
