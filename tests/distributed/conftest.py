@@ -7,10 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+from safetensors.torch import load_file
 
 WORKER = Path(__file__).with_name("ulysses_worker.py")
 TIMEOUT = 300  # seconds: two imports of diffusers on a busy machine
+
+
+def results_of(folder: Path, rank: int) -> list[dict]:
+    """What one rank left: its report of each run, and the latents."""
+    latents = load_file(folder / f"rank{rank}.safetensors")
+    results = json.loads((folder / f"rank{rank}.json").read_text())
+    return [{**result, "latents": latents[str(i)]} for i, result in enumerate(results)]
 
 
 @pytest.fixture
@@ -41,6 +48,6 @@ def run_ulysses(tmp_path):
                 process.kill()
         for rank, (process, log) in enumerate(zip(processes, logs, strict=True)):
             assert process.returncode == 0, f"rank {rank} failed:\n{log}"
-        return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(ranks)]
+        return [results_of(folder, rank) for rank in range(ranks)]
 
     return run

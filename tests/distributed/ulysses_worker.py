@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from diffusers import ContextParallelConfig, DiffusionPipeline
+from safetensors.torch import save_file
 from torch import Tensor
 
 
@@ -79,7 +80,10 @@ def main(job_file: Path, rank: int) -> None:
         "gloo", init_method=f"file://{job_file.with_name('rendezvous')}", rank=rank, world_size=job["ranks"]
     )
     try:
-        torch.save([run(job, recipe) for recipe in job["recipes"]], job_file.with_name(f"rank{rank}.pt"))
+        results = [run(job, recipe) for recipe in job["recipes"]]
+        latents = {str(i): result.pop("latents").contiguous() for i, result in enumerate(results)}
+        save_file(latents, job_file.with_name(f"rank{rank}.safetensors"))
+        job_file.with_name(f"rank{rank}.json").write_text(json.dumps(results))
     finally:
         dist.destroy_process_group()
 

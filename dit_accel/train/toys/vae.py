@@ -5,6 +5,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderKLWan
 from torch import nn
 
+from dit_accel import compat
 from dit_accel.scenes import render
 from dit_accel.train.toys.data import training_scene
 from dit_accel.train.toys.loop import LoopConfig, train
@@ -70,27 +71,8 @@ def reconstruct(vae: nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, tor
     latents = posterior.sample()
     kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
     if isinstance(vae, AutoencoderKLWan):
-        return decode_unclamped(vae, latents), kl
+        return compat.decode_unclamped(vae, latents), kl
     return vae.decode(latents).sample, kl
-
-
-def decode_unclamped(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
-    """`AutoencoderKLWan.decode` without its last clamp, which has no gradient outside [-1, 1]."""
-    vae.clear_cache()
-    hidden = vae.post_quant_conv(latents)
-    chunks = []
-    for index in range(hidden.shape[2]):
-        vae._conv_idx = [0]
-        chunks.append(
-            vae.decoder(
-                hidden[:, :, index : index + 1],
-                feat_cache=vae._feat_map,
-                feat_idx=vae._conv_idx,
-                first_chunk=index == 0,
-            )
-        )
-    vae.clear_cache()
-    return torch.cat(chunks, dim=2)
 
 
 def vae_loss(vae: nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
