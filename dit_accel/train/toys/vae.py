@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from torch import nn
 
 from dit_accel import compat
