@@ -110,3 +110,22 @@ def installed_versions() -> dict[str, str]:
     import diffusers
 
     return {"torch": torch.__version__, "diffusers": diffusers.__version__}
+
+
+def decode_unclamped(vae: Any, latents: Tensor) -> Tensor:
+    """`AutoencoderKLWan.decode` without its last clamp, which has no gradient outside [-1, 1]."""
+    vae.clear_cache()
+    hidden = vae.post_quant_conv(latents)
+    chunks = []
+    for index in range(hidden.shape[2]):
+        vae._conv_idx = [0]
+        chunks.append(
+            vae.decoder(
+                hidden[:, :, index : index + 1],
+                feat_cache=vae._feat_map,
+                feat_idx=vae._conv_idx,
+                first_chunk=index == 0,
+            )
+        )
+    vae.clear_cache()
+    return torch.cat(chunks, dim=2)

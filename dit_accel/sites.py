@@ -64,7 +64,8 @@ def unmatched(pattern: str, denoisers: tuple[Denoiser, ...], where: str, table: 
     """The error for a pattern that names nothing in the pipeline."""
     known = [site for one in denoisers for site in (*one.attention, *one.blocks)]
     return RecipeError(
-        f'{where}: [{table}] "{pattern}" matches no site of this model; nearest: {nearest(pattern, known)}. '
+        f'{where}: [{table}] "{pattern}" matches no site of this pipeline; '
+        f"nearest: {nearest(pattern, known)}. "
         f"Use the module path inside the denoiser, `*` or a range such as 0-5 for the block number."
     )
 

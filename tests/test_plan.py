@@ -120,7 +120,7 @@ def test_mapping_never_keeps_a_reuse_beyond_its_age():
 def test_few_steps_say_so_and_compute(steps: int):
     found = plan('[timeline.both]\n"*" = "CrrCrrCrrC"\n', tuple(1 - k / steps for k in range(steps)))
     assert not found.approximates
-    assert f"{steps} steps are too few for reuse and sharing (limit 8): those sites compute" in found.notes
+    assert f"{steps} steps are too few for reuse and sharing (limit 8): all compute" in found.notes
 
 
 def test_nine_steps_are_not_few():

@@ -77,9 +77,9 @@ def test_reuse(asked: str, runs: str, keeps: list[str], upgraded: int):
         # cond itself never shares
         ("ccc", "ccc", "...", "ccc", ["s", "s", "s"], ["", "", ""]),
         ("sss", "sss", "...", ".ss", ["s", "s", "s"], ["d", "", ""]),
-        # cond reuses: nothing to share at that step
-        ("Frr", "Fss", "Frr", "F..", ["o", "", ""], ["", "", ""]),
-        ("Frr", "ccc", "Frr", "c..", ["os", "", ""], ["", "", ""]),
+        # cond reuses: what it answers can still be shared
+        ("Frr", "Fss", "Frr", "Fss", ["os", "s", "s"], ["d", "", ""]),
+        ("Frr", "ccc", "Frr", "ccc", ["os", "s", "s"], ["", "", ""]),
         # only uncond computes at step 1: the difference at step 2 is still that of step 0
         ("FrF", "FFs", "FrF", "FFs", ["os", "", "s"], ["d", "", ""]),
         # only one branch is named
@@ -99,7 +99,6 @@ def test_sharing(cond, uncond, runs_cond, runs_uncond, keeps_cond, keeps_uncond)
         ("rCC", None, 'here.toml:3: step 0 (cond) is "r", but nothing was computed before it'),
         ("Crrr", None, 'step 3 (cond) is "r", but the stored value is 3 steps old'),
         ("C0", None, 'step 1 (cond) is "0", but its max_age is 0'),
-        ("Crr", "Css", 'step 1 (uncond) is "s", but cond is not computed at this step'),
         ("CCC", "sCC", 'step 0 (uncond) is "s", but nothing was computed before it'),
         ("CCCC", "Csss", 'step 3 (uncond) is "s", but the stored value is 3 steps old'),
     ],

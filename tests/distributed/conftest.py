@@ -5,20 +5,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from safetensors import safe_open
+from safetensors.torch import load_file
 
 WORKER = Path(__file__).with_name("ulysses_worker.py")
 TIMEOUT = 300  # seconds: two imports of diffusers on a busy machine
 
 
-def results_of(file: Path) -> list[dict[str, Any]]:
-    """What a worker left: one result per recipe."""
-    with safe_open(file, "pt") as tensors:
-        rest = json.loads(tensors.metadata()["results"])
-        return [each | {"latents": tensors.get_tensor(str(i))} for i, each in enumerate(rest)]
+def results_of(folder: Path, rank: int) -> list[dict]:
+    """What one rank left: its report of each run, and the latents."""
+    latents = load_file(folder / f"rank{rank}.safetensors")
+    results = json.loads((folder / f"rank{rank}.json").read_text())
+    return [{**result, "latents": latents[str(i)]} for i, result in enumerate(results)]
 
 
 @pytest.fixture
@@ -49,6 +48,6 @@ def run_ulysses(tmp_path):
                 process.kill()
         for rank, (process, log) in enumerate(zip(processes, logs, strict=True)):
             assert process.returncode == 0, f"rank {rank} failed:\n{log}"
-        return [results_of(folder / f"rank{rank}.safetensors") for rank in range(ranks)]
+        return [results_of(folder, rank) for rank in range(ranks)]
 
     return run

@@ -81,8 +81,9 @@ def main(job_file: Path, rank: int) -> None:
     )
     try:
         results = [run(job, recipe) for recipe in job["recipes"]]
-        latents = {str(index): result.pop("latents").contiguous() for index, result in enumerate(results)}
-        save_file(latents, job_file.with_name(f"rank{rank}.safetensors"), {"results": json.dumps(results)})
+        latents = {str(i): result.pop("latents").contiguous() for i, result in enumerate(results)}
+        save_file(latents, job_file.with_name(f"rank{rank}.safetensors"))
+        job_file.with_name(f"rank{rank}.json").write_text(json.dumps(results))
     finally:
         dist.destroy_process_group()
 

@@ -1,6 +1,7 @@
 """The toys' training: exact shortcuts, resumable, and pipelines that load."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +14,12 @@ from diffusers import (
 )
 from torch import nn
 
+from dit_accel.compat import decode_unclamped
 from dit_accel.train.toys.denoiser import WAN_TEXT_LENGTH, FrameWindow, Stage, Task
 from dit_accel.train.toys.export import build_toy, export_toy
 from dit_accel.train.toys.loop import LoopConfig, learning_rate, train
 from dit_accel.train.toys.models import build_denoiser, build_tokenizer
-from dit_accel.train.toys.vae import build_vae, decode_unclamped, video_batch
+from dit_accel.train.toys.vae import build_vae, video_batch
 
 CAPTIONS = ["a red ring moving left on a navy plain background", ""]
 
@@ -173,3 +175,16 @@ def test_qwens_chat_template_has_the_head_that_the_pipeline_cuts_off():
     pipeline = build_toy("qwen_image")
     head = pipeline.prompt_template_encode.split("{}")[0]
     assert len(pipeline.tokenizer(head).input_ids) == pipeline.prompt_template_encode_start_idx
+
+
+def test_training_can_start_from_an_exported_pipeline():
+    from dit_accel.recipe import resolve_model
+    from dit_accel.train.toys.denoiser import load_start
+    from dit_accel.train.toys.models import build_denoiser
+
+    folder = Path(resolve_model("toys/wan"))
+    denoiser = build_denoiser("wan")
+    load_start(denoiser, folder)
+    shipped = DiffusionPipeline.from_pretrained(folder).transformer.state_dict()
+    loaded = denoiser.transformer.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in shipped.items())

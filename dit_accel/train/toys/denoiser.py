@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -178,6 +179,16 @@ STAGES = {
 }
 
 
+def load_start(denoiser: Denoiser, start: Path) -> None:
+    """The weights of an earlier stage's folder, or of an exported pipeline (fp16, the moving average)."""
+    if (start / "weights.safetensors").exists():
+        denoiser.load_state_dict(load_file(start / "weights.safetensors"), strict=False)
+        return
+    pipe = DiffusionPipeline.from_pretrained(start)
+    denoiser.transformer.load_state_dict(pipe.transformer.state_dict())
+    denoiser.text_encoder.load_state_dict(pipe.text_encoder.state_dict())
+
+
 def train_denoiser(
     toy: str, stage: str, pools: Path, config: LoopConfig, start: Path | None = None
 ) -> Denoiser:
@@ -185,7 +196,7 @@ def train_denoiser(
     torch.manual_seed(config.seed)
     denoiser = build_denoiser(toy)
     if start is not None:
-        denoiser.load_state_dict(load_file(start / "weights.safetensors"), strict=False)
+        load_start(denoiser, start)
     plan, task = STAGES[toy][stage], Task(toy, denoiser)
     if toy == "wan":
         task.window.stride = plan.stride

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from dit_accel.train.toys.optimizer import MovingAverage, MuonAdam
@@ -96,24 +97,30 @@ def _with_average(module: nn.Module, average: MovingAverage, action: Callable[[]
 
 
 def _save(folder: Path, module: nn.Module, optimizer: MuonAdam, average: MovingAverage, done: int) -> None:
-    save_file(
-        {name: p.detach().contiguous() for name, p in module.named_parameters()}, folder / "weights.tmp"
-    )
-    save_file({name: w.contiguous() for name, w in average.weights.items()}, folder / "average.safetensors")
-    # the optimizer's state is this program's own scratch: read back with weights_only, never shipped
-    torch.save({"done": done, "optimizer": optimizer.state_dict()}, folder / "state.tmp")
-    (folder / "state.tmp").replace(folder / "state.pt")
-    (folder / "weights.tmp").replace(folder / "weights.safetensors")
+    """One file holds all that a resume needs, so that an interruption cannot leave halves of two steps."""
+    weights = {name: p.detach().contiguous() for name, p in module.named_parameters()}
+    means = {name: w.contiguous() for name, w in average.weights.items()}
+    parts = {"weights": weights, "average": means, "optimizer": optimizer.tensors()}
+    state = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+    save_file(state, folder / "state.tmp", metadata={"done": str(done), "lr": repr(optimizer.lr)})
+    (folder / "state.tmp").replace(folder / "state.safetensors")
+    save_file(weights, folder / "weights.safetensors")
+    save_file(means, folder / "average.safetensors")
 
 
 def _load(folder: Path, module: nn.Module, optimizer: MuonAdam, average: MovingAverage) -> int:
-    if not (folder / "state.pt").exists():
+    if not (folder / "state.safetensors").exists():
         return 0
-    state = torch.load(folder / "state.pt", weights_only=True)
-    module.load_state_dict(load_file(folder / "weights.safetensors"), strict=False)
-    average.weights = load_file(folder / "average.safetensors")
-    optimizer.load_state_dict(state["optimizer"])
-    return state["done"]
+    parts: dict[str, dict[str, torch.Tensor]] = {"weights": {}, "average": {}, "optimizer": {}}
+    with safe_open(folder / "state.safetensors", framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 - safe_open is no dict
+            part, _, name = key.partition("/")
+            parts[part][name] = file.get_tensor(key)
+        metadata = file.metadata()
+    module.load_state_dict(parts["weights"], strict=False)
+    average.weights = parts["average"]
+    optimizer.load_tensors(parts["optimizer"], float(metadata["lr"]))
+    return int(metadata["done"])
 
 
 def _log(config: LoopConfig, done: int, seconds: float, numbers: dict[str, float]) -> None:

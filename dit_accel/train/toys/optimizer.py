@@ -38,19 +38,30 @@ class MuonAdam(torch.optim.Optimizer):
         self.muon.step()
         self.adam.step()
 
-    def state_dict(self) -> dict:
-        """Both inner states; the outer one holds nothing but the learning rate."""
+    @property
+    def lr(self) -> float:
+        """The learning rate that a schedule has set."""
+        return self.param_groups[0]["lr"]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Both inner states, flat: "muon.3.momentum_buffer"."""
         return {
-            "muon": self.muon.state_dict(),
-            "adam": self.adam.state_dict(),
-            "lr": self.param_groups[0]["lr"],
+            f"{name}.{index}.{key}": value
+            for name, inner in (("muon", self.muon), ("adam", self.adam))
+            for index, state in inner.state_dict()["state"].items()
+            for key, value in state.items()
         }
 
-    def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`."""
-        self.muon.load_state_dict(state["muon"])
-        self.adam.load_state_dict(state["adam"])
-        self.param_groups[0]["lr"] = state["lr"]
+    def load_tensors(self, tensors: dict[str, torch.Tensor], lr: float) -> None:
+        """The inverse of `tensors`."""
+        self.param_groups[0]["lr"] = lr
+        for name, inner in (("muon", self.muon), ("adam", self.adam)):
+            state: dict[int, dict[str, torch.Tensor]] = {}
+            for key, value in tensors.items():
+                owner, index, entry = key.split(".")
+                if owner == name:
+                    state.setdefault(int(index), {})[entry] = value
+            inner.load_state_dict({"state": state, "param_groups": inner.state_dict()["param_groups"]})
 
 
 def _is_matrix(name: str, p: nn.Parameter) -> bool:

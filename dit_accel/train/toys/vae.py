@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from torch import nn
 
+from dit_accel import compat
 from dit_accel.scenes import render
 from dit_accel.train.toys.data import training_scene
 from dit_accel.train.toys.loop import LoopConfig, train
@@ -71,20 +71,8 @@ def reconstruct(vae: nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, tor
     latents = posterior.sample()
     kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
     if isinstance(vae, AutoencoderKLWan):
-        return decode_unclamped(vae, latents), kl
+        return compat.decode_unclamped(vae, latents), kl
     return vae.decode(latents).sample, kl
-
-
-def decode_unclamped(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
-    """`AutoencoderKLWan.decode` without its last clamp, which has no gradient outside [-1, 1]."""
-    hidden = vae.post_quant_conv(latents)
-    # a causal convolution keeps its last frames here, for the next latent frame
-    kept = [None] * sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
-    chunks = [
-        vae.decoder(frame, feat_cache=kept, feat_idx=[0], first_chunk=index == 0)
-        for index, frame in enumerate(hidden.split(1, dim=2))
-    ]
-    return torch.cat(chunks, dim=2)
 
 
 def vae_loss(vae: nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
