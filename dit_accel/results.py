@@ -12,7 +12,7 @@ from dit_accel.errors import DitAccelError
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 SHAPE = {"height": "height", "width": "width", "num_frames": "frames", "num_inference_steps": "steps"}
-HEAD = ("what ran", "seconds", "speedup", "PSNR dB", "SSIM", "fits its prompt", "peak GiB")
+HEAD = ("what ran", "seconds", "dense beside it", "speedup", "PSNR dB", "SSIM", "fits its prompt", "peak GiB")
 QUALITY = ("psnr", "ssim", "faithfulness")
 NOTHING = "No result has been recorded yet."
 DENSE = "dense"
@@ -134,9 +134,13 @@ def _cells(row: Line) -> tuple[str, ...]:
         return (row["name"], "failed", *("",) * (len(HEAD) - 2))
     reference = row["name"] == DENSE  # itself: PSNR and SSIM to itself say nothing
     peak = row.get("peak_bytes")
+    unpaired = (
+        reference or "speedup" not in row
+    )  # a machine's speed drifts: a speedup is of the runs beside it
     return (
         row["name"],
         _number(row.get("seconds"), 2),
+        "" if unpaired else _number(row["seconds"] * row["speedup"], 2),
         _number(row.get("speedup"), 2),
         "" if reference else _number(row.get("psnr"), 1),
         "" if reference else _number(row.get("ssim"), 3),
