@@ -20,7 +20,7 @@ from dit_accel.compare import Comparison, Job, Options, compare
 from dit_accel.loading import Model
 from dit_accel.recipe import Recipe
 
-GOALS = {"safe": 1.25, "balanced": 1.65, "fast": 2.2}  # whole-pipeline speedups
+GOALS = {"safe": 1.25, "balanced": 1.6, "fast": 2.2}  # whole-pipeline speedups
 
 
 @dataclass(frozen=True)
