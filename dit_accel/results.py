@@ -114,16 +114,12 @@ def _shape(line: Line) -> str:
 
 def _table(group: tuple[str, str, str], rows: Sequence[Line]) -> str:
     device, model, shape = group
-    last = rows[-1]
-    made = ", ".join(
-        part
-        for part in (
-            f"median of {last['runs']} runs" if "runs" in last else "",
-            f"commit {last['commit']}" if "commit" in last else "",
-            last.get("date", ""),
-        )
-        if part
+    runs, commits, dates = (
+        " or ".join(str(value) for value in sorted({row[key] for row in rows if key in row}))
+        for key in ("runs", "commit", "date")
     )
+    facts = ((f"medians of {runs} runs", runs), (f"commit {commits}", commits), (dates, dates))
+    made = ", ".join(text for text, known in facts if known)
     title = f"**{model}** on {device}" + (f": {shape}" if shape else "") + (f" ({made})" if made else "")
     lines = [HEAD, ("---", *("---:",) * (len(HEAD) - 1)), *map(_cells, rows)]
     return "\n".join([title, "", *(f"| {' | '.join(cells)} |" for cells in lines)])

@@ -61,7 +61,7 @@ def test_lines_come_back_as_a_table_with_speed_and_quality_in_a_row(tmp_path: Pa
     results.append(results.lines_from(COMPARED, commit="abc1234"), tmp_path, "cpu")
     table = results.tables(results.read(tmp_path))
     assert (
-        "**toys/wan** on a CPU, 2 threads: 64 x 128, 17 frames, 30 steps (median of 2 runs, commit abc1234)"
+        "**toys/wan** on a CPU, 2 threads: 64 x 128, 17 frames, 30 steps (medians of 2 runs, commit abc1234)"
         in table
     )
     assert "| dense | 6.00 |  | 1.00 |  |  |  | 1.50 |" in table
