@@ -79,13 +79,14 @@ def main(job_file: Path, rank: int) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{job_file.with_name('rendezvous')}", rank=rank, world_size=job["ranks"]
     )
-    try:
-        results = [run(job, recipe) for recipe in job["recipes"]]
-        latents = {str(i): result.pop("latents").contiguous() for i, result in enumerate(results)}
-        save_file(latents, job_file.with_name(f"rank{rank}.safetensors"))
-        job_file.with_name(f"rank{rank}.json").write_text(json.dumps(results))
-    finally:
-        dist.destroy_process_group()
+    results = [run(job, recipe) for recipe in job["recipes"]]
+    latents = {str(i): result.pop("latents").contiguous() for i, result in enumerate(results)}
+    save_file(latents, job_file.with_name(f"rank{rank}.safetensors"))
+    job_file.with_name(f"rank{rank}.json").write_text(json.dumps(results))
+    dist.barrier()
+    sys.stdout.flush()
+    # no teardown: gloo's threads sometimes abort a process that has already left its result
+    os._exit(0)
 
 
 if __name__ == "__main__":
