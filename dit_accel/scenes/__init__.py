@@ -2,6 +2,6 @@
 
 from dit_accel.scenes.caption import Scene, Thing, is_held_out, parse, sample_scene
 from dit_accel.scenes.readback import attributes, score
-from dit_accel.scenes.render import render
+from dit_accel.scenes.render import cover, render
 
-__all__ = ["Scene", "Thing", "attributes", "is_held_out", "parse", "render", "sample_scene", "score"]
+__all__ = ["Scene", "Thing", "attributes", "cover", "is_held_out", "parse", "render", "sample_scene", "score"]

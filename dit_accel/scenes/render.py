@@ -1,6 +1,7 @@
 """Scene and seed to pixels: anti-aliased, at any size and frame count. Lengths are in shorter sides."""
 
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,18 +26,38 @@ class Layout:
 
 def render(scene: Scene, seed: int, frames: int = 1, height: int = 64, width: int = 64) -> np.ndarray:
     """Draws `scene` as float32 `[F, H, W, 3]` in [0, 1]; the same clip at every size."""
-    aspect = (height / min(height, width), width / min(height, width))
-    layout = lay_out(scene, seed, aspect)
+    layout = lay_out(scene, seed, _aspect(height, width))
+    y, x = _grid(height, width)
+    clip = np.broadcast_to(_ground(scene, layout.phase, y, x), (frames, height, width, 3)).copy()
+    for thing, cover in zip(scene.things, _covers(scene, layout, frames, height, width), strict=True):
+        clip += cover[..., None] * (np.asarray(COLOURS[thing.colour], np.float32) / 255 - clip)
+    return clip
+
+
+def cover(scene: Scene, seed: int, frames: int = 1, height: int = 64, width: int = 64) -> np.ndarray:
+    """How much of each pixel of `render`'s clip things cover: `[F, H, W]` in [0, 1]."""
+    layout = lay_out(scene, seed, _aspect(height, width))
+    return np.max(list(_covers(scene, layout, frames, height, width)), axis=0).astype(np.float32)
+
+
+def _aspect(height: int, width: int) -> tuple[float, float]:
+    return height / min(height, width), width / min(height, width)
+
+
+def _grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     y = ((np.arange(height, dtype=np.float32) + 0.5) / min(height, width))[:, None]
     x = ((np.arange(width, dtype=np.float32) + 0.5) / min(height, width))[None, :]
-    clip = np.broadcast_to(_ground(scene, layout.phase, y, x), (frames, height, width, 3)).copy()
+    return y, x
+
+
+def _covers(scene: Scene, layout: Layout, frames: int, height: int, width: int) -> Iterator[np.ndarray]:
+    """Each thing's cover `[F, H, W]`, in the caption's order: later things lie on top."""
+    y, x = _grid(height, width)
     edge = EDGE / min(height, width)
     paths = _paths(scene, layout.start, frames)  # [K, F, 2]
     for thing, radius, path in zip(scene.things, layout.radius, paths, strict=True):
         row, column = path[:, 0, None, None], path[:, 1, None, None]
-        cover = np.clip(0.5 - distance(thing.shape, y - row, x - column, radius) / edge, 0, 1)[..., None]
-        clip += cover * (np.asarray(COLOURS[thing.colour], np.float32) / 255 - clip)
-    return clip
+        yield np.clip(0.5 - distance(thing.shape, y - row, x - column, radius) / edge, 0, 1)
 
 
 def lay_out(scene: Scene, seed: int, aspect: tuple[float, float]) -> Layout:

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from dit_accel.scenes import parse, render
+from dit_accel.scenes import Scene, Thing, cover, parse, render
 from dit_accel.scenes.render import lay_out
 
 CAPTION = "a red disc moving left and a blue square still on a navy striped background"
@@ -46,3 +46,12 @@ def test_things_stay_in_the_frame(seed):
     ends = layout.start + np.array([[0, 0.42], [0.42, 0]])
     for centres in (layout.start, ends):
         assert (centres - layout.radius[:, None] > 0).all() and (centres + layout.radius[:, None] < 1).all()
+
+
+def test_cover_is_where_things_are_and_nowhere_else():
+    scene = Scene((Thing("red", "ring", "moving left"), Thing("white", "square", "still")), "navy", "plain")
+    clip, share = render(scene, 5, 9, 48, 64), cover(scene, 5, 9, 48, 64)
+    ground = clip[0, share[0] == 0][0]
+    assert share.shape == (9, 48, 64) and 0.05 < share.mean() < 0.4
+    assert (clip[share == 0] == ground).all()
+    assert (np.abs(clip[share == 1] - ground).max(axis=-1) > 0.2).all()

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -15,8 +16,11 @@ from diffusers import (
 from torch import nn
 
 from dit_accel.compat import decode_unclamped
-from dit_accel.train.toys.denoiser import WAN_TEXT_LENGTH, FrameWindow, Stage, Task
+from dit_accel.scenes import cover
+from dit_accel.train.toys.data import training_scene
+from dit_accel.train.toys.denoiser import WAN_TEXT_LENGTH, FrameWindow, Stage, Task, sample_sigma
 from dit_accel.train.toys.export import build_toy, export_toy
+from dit_accel.train.toys.latents import Batch, Pool, encode_pool
 from dit_accel.train.toys.loop import LoopConfig, learning_rate, train
 from dit_accel.train.toys.models import build_denoiser, build_tokenizer
 from dit_accel.train.toys.vae import build_vae, video_batch
@@ -66,6 +70,48 @@ def test_a_stage_draws_frames_in_order_and_sometimes_both_ends():
     assert all(frames == sorted(set(frames)) and len(frames) == 3 for frames in drawn)
     assert 10 < sum(frames[0] == 0 and frames[-1] == 8 for frames in drawn) < 60
     assert Stage("video", 1).frames(0, 9) is None
+
+
+def test_a_pools_things_lie_on_the_latents_that_show_them(tmp_path):
+    vae = build_vae("wan").eval()
+    encode_pool(vae, tmp_path / "a.safetensors", count=3, seed=0, size=32, frames=9)
+    batch = Pool([tmp_path / "a.safetensors"], seed=0).batch(0, 3)
+    assert batch.things.shape == (3, 1, 3, 8, 8) and len(batch.captions) == 3
+    order = np.random.default_rng([0, 0]).permutation(3)
+    drawn = np.random.default_rng([0, 32, 9])
+    scenes = [training_scene(drawn, moving=True) for _ in range(3)]
+    for place, (number, things) in enumerate(zip(order, batch.things, strict=True)):
+        scene, seed = scenes[number]
+        share = torch.from_numpy(cover(scene, seed, 9, 32, 32)).unflatten(1, (8, 4)).unflatten(3, (8, 4))
+        share = share.mean((2, 4))  # [9, 8, 8]
+        assert batch.captions[place] == str(scene)
+        assert torch.allclose(things[0, 0], share[0], atol=1e-3)
+        assert torch.allclose(things[0, 2], share[5:].mean(0), atol=1e-3)
+    kept = batch.keep([0, 2])
+    assert torch.equal(kept.things[:, :, 1], batch.things[:, :, 2]) and kept.latents.shape[2] == 2
+
+
+def test_what_things_cover_weighs_more_the_less_noise_there_is():
+    def weighted(things):
+        torch.manual_seed(1)
+        covered = torch.zeros(2, 1, 3, 4, 4)
+        covered[..., :2] = 1.0
+        batch = Batch(small_latents(), covered, CAPTIONS)
+        task = Task("wan", denoiser)
+        task.predict = lambda *_: torch.zeros(())
+        return task.loss(denoiser, batch, Stage("video", 2, things=things))
+
+    denoiser = build_denoiser("wan")
+    (plain, numbers), (heavy, same) = weighted(0.0), weighted(6.0)
+    assert plain.item() == pytest.approx(numbers["loss"]) and numbers["loss"] == same["loss"]
+    torch.manual_seed(1)
+    torch.rand(()), torch.rand(())
+    sigma = sample_sigma(2, 3.0).view(-1, 1, 1, 1, 1)
+    latents = small_latents()
+    error = (torch.randn_like(latents) - latents).square()
+    weight = torch.ones_like(error)
+    weight[..., :2] += (6 * (1 - sigma)).expand_as(weight[..., :2])
+    assert heavy.item() == pytest.approx(((weight * error).sum() / weight.sum()).item(), rel=1e-5)
 
 
 @torch.no_grad()

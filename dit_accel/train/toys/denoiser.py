@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dit_accel.train.toys.latents import Pool
+from dit_accel.train.toys.latents import Batch, Pool
 from dit_accel.train.toys.loop import LoopConfig, train
 from dit_accel.train.toys.models import Denoiser, build_denoiser, build_tokenizer, timesteps_of
 
@@ -88,25 +88,22 @@ class Task:
             self.window = FrameWindow(denoiser.transformer)
 
     def loss(
-        self,
-        denoiser: Denoiser,
-        latents: torch.Tensor,
-        captions: list[str],
-        frames: Sequence[int] | None = None,
-        shift: float = 3.0,
+        self, denoiser: Denoiser, batch: Batch, plan: "Stage", frames: list[int] | None = None
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """`latents` `[B, C, F, Y, X]` or `[B, C, Y, X]`, normalised; `frames` keeps some of F."""
-        captions = [caption if torch.rand(()) > DROP_TEXT else "" for caption in captions]
-        if frames is not None:
-            latents = latents[:, :, list(frames)]
-        sigma = sample_sigma(len(latents), shift)
-        level = sigma.view(-1, *[1] * (latents.ndim - 1))
-        noise = torch.randn_like(latents)
-        noisy = (1 - level) * latents + level * noise
+        """The weighted mean square error of the velocity; `frames` keeps some of the latent frames."""
+        captions = [caption if torch.rand(()) > DROP_TEXT else "" for caption in batch.captions]
+        batch = batch.keep(frames)
+        sigma = sample_sigma(len(captions), plan.shift)
+        level = sigma.view(-1, *[1] * (batch.latents.ndim - 1))
+        noise = torch.randn_like(batch.latents)
+        noisy = (1 - level) * batch.latents + level * noise
         velocity = self.predict(denoiser, noisy, sigma, captions, frames)
-        error = (velocity.float() - (noise - latents)).square().flatten(1).mean(1)
+        error = (velocity.float() - (noise - batch.latents)).square()
+        weight = 1 + plan.things * (1 - level) * batch.things
+        weighted = (weight * error).mean() / weight.mean()
+        error = error.flatten(1).mean(1)
         noisiest = error[-max(1, len(error) // 4) :].mean().item()
-        return error.mean(), {"loss": error.mean().item(), "noisiest": noisiest}
+        return weighted, {"loss": error.mean().item(), "weighted": weighted.item(), "noisiest": noisiest}
 
     def predict(
         self,
@@ -150,6 +147,9 @@ class Stage:
     shift: float = (
         3.0  # of the noise levels trained on; above the sampler's it dwells where shapes are decided
     )
+    # extra weight of covered latents, falling to none at pure noise: where things will be is not known there,
+    # and a weight that tells would draw them too large
+    things: float = 0.0
     beside: tuple[str, int] | None = None  # a second pool and its batch, taken every other time
 
     def frames(self, number: int, total: int) -> list[int] | None:
@@ -168,11 +168,11 @@ STAGES = {
         "frame": Stage("video64", 32, 1),
         "pair": Stage("video64", 12, 2),
         "few": Stage("video64", 6, 4),
-        "small": Stage("video32", 12, stride=2),
+        "small": Stage("video32", 12, stride=2, things=6.0),
         "full": Stage("video64", 4),
     },
     "pixart": {
-        "small": Stage("image128", 32),
+        "small": Stage("image128", 32, things=6.0),
         "full": Stage("image256", 8),
         "mixed": Stage("image256", 8, shift=6.0, beside=("image128", 32)),
     },
@@ -211,9 +211,9 @@ def train_denoiser(
 
     def loss_of(module: nn.Module, number: int) -> tuple[torch.Tensor, dict[str, float]]:
         pool, batch = opened[number % len(opened)]
-        latents, captions = pool.batch(number // len(opened), batch)
-        frames = plan.frames(number, latents.shape[2]) if toy == "wan" else None
-        return task.loss(module, latents, captions, frames, plan.shift)
+        drawn = pool.batch(number // len(opened), batch)
+        frames = plan.frames(number, drawn.latents.shape[2]) if toy == "wan" else None
+        return task.loss(module, drawn, plan, frames)
 
     with sdpa_kernel([attention, SDPBackend.MATH], set_priority=True):
         train(denoiser, loss_of, config)

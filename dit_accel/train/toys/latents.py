@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from dit_accel.scenes import render
+from dit_accel.scenes import Scene, cover, render
 from dit_accel.train.toys.data import training_scene
 
 
@@ -30,9 +31,12 @@ def normalise(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
 def encode_pool(
     vae: nn.Module, file: Path, count: int, seed: int, size: int, frames: int = 1, batch: int = 4
 ) -> None:
-    """Renders and encodes `count` training scenes: latents `[count, C, (F,) Y, X]`, captions as metadata."""
+    """Renders and encodes `count` training scenes: latents `[count, C, (F,) Y, X]`, captions as metadata.
+
+    Beside them `things` `[count, 1, (F,) Y, X]`: the share of each latent's pixels that things cover.
+    """
     rng = np.random.default_rng([seed, size, frames])
-    captions, parts = [], []
+    captions, parts, things = [], [], []
     for start in range(0, count, batch):
         drawn = [training_scene(rng, moving=frames > 1) for _ in range(min(batch, count - start))]
         pixels = torch.from_numpy(
@@ -42,26 +46,57 @@ def encode_pool(
         with torch.autocast("cpu", torch.bfloat16):
             latents = vae.encode(pixels if frames > 1 else pixels[:, :, 0]).latent_dist.mode()
         parts.append(normalise(vae, latents.float()).half())
+        things.append(cover_latents(drawn, frames, size, parts[-1].shape))
         captions += [str(scene) for scene, _ in drawn]
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"latents": torch.cat(parts).contiguous()}, file, {"captions": json.dumps(captions)})
+    tensors = {"latents": torch.cat(parts).contiguous(), "things": torch.cat(things).contiguous()}
+    save_file(tensors, file, {"captions": json.dumps(captions)})
+
+
+def cover_latents(drawn: list[tuple[Scene, int]], frames: int, size: int, shape: torch.Size) -> torch.Tensor:
+    """Covered share `[B, 1, (F,) Y, X]` for latents of `shape`; latent frame 0 is frame 0 alone, as in Wan."""
+    covers = torch.from_numpy(np.stack([cover(scene, number, frames, size, size) for scene, number in drawn]))
+    area = nn.functional.adaptive_avg_pool2d(covers, shape[-2:])  # [B, F, Y, X]
+    if frames == 1:
+        return area.half()
+    rest = area[:, 1:].unflatten(1, (shape[2] - 1, -1)).mean(2)
+    return torch.cat([area[:, :1], rest], dim=1)[:, None].half()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`latents` `[B, C, (F,) Y, X]`, normalised; `things` `[B, 1, (F,) Y, X]` in [0, 1]; B captions."""
+
+    latents: torch.Tensor
+    things: torch.Tensor
+    captions: list[str]
+
+    def keep(self, frames: list[int] | None) -> "Batch":
+        """The same clips with only these latent frames."""
+        if frames is None:
+            return self
+        return Batch(self.latents[:, :, frames], self.things[:, :, frames], self.captions)
 
 
 class Pool:
     """Pool files opened together; batches are drawn by number, so that a resumed run draws the same ones."""
 
     def __init__(self, files: list[Path], seed: int):
-        self.seed, self.latents, self.captions = seed, [], []
+        self.seed, self.captions = seed, []
+        latents, things = [], []
         for file in sorted(files):
             with safe_open(file, "pt") as opened:
-                self.latents.append(opened.get_tensor("latents"))
+                latents.append(opened.get_tensor("latents"))
+                things.append(opened.get_tensor("things"))
                 self.captions += json.loads(opened.metadata()["captions"])
-        self.latents = torch.cat(self.latents)
+        self.latents, self.things = torch.cat(latents), torch.cat(things)
 
-    def batch(self, number: int, size: int) -> tuple[torch.Tensor, list[str]]:
+    def batch(self, number: int, size: int) -> Batch:
         """Batch `number` of an endless walk: each epoch is a new permutation of the pool."""
         per_epoch = max(1, math.floor(len(self.captions) / size))
         epoch, place = divmod(number, per_epoch)
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.captions))
         chosen = order[place * size : (place + 1) * size]
-        return self.latents[torch.from_numpy(chosen)].float(), [self.captions[index] for index in chosen]
+        index = torch.from_numpy(chosen)
+        captions = [self.captions[place] for place in chosen]
+        return Batch(self.latents[index].float(), self.things[index].float(), captions)
