@@ -78,7 +78,7 @@ def test_doctor_names_what_is_missing_and_why(command, monkeypatch):
 
     ran = command("doctor")
     assert torch.__version__ in ran.said
-    assert "block_attention" in ran.said
+    assert "masked_attention" in ran.said
 
     monkeypatch.setattr(
         doctor, "requires", lambda name: ["torch>=99", 'peft; extra == "peft"', "nothing-like-it"]

@@ -1,229 +1,145 @@
-"""block_attention against a float64 softmax written out, and against SDPA for the size of its error."""
+"""block_attention: every backend that runs here, every kind, against the equations in float64."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from dit_accel.testing import assert_as_accurate_as, far_from_zero
-from dit_accel_kernels.block_attention import WindowMask, block_attention, reference, window_mask
-from dit_accel_kernels.block_attention.masks import rows_of
+from dit_accel.testing import assert_as_accurate_as, poisoned_memory
+from dit_accel_kernels.block_attention import Kind, block_attention, plan_blocks, starts_of
+from dit_accel_kernels.dispatch import backends, why_not
+from tests.kernels.block_cases import CASES, Call, by_definition, by_torch, make
 
-DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
-SHAPES = [
-    pytest.param((1, 1, 1, 1, 1), id="one_token"),
-    pytest.param((2, 61, 61, 3, 12), id="self_odd"),
-    pytest.param((2, 61, 7, 3, 72), id="cross_short_keys"),
-    pytest.param((1, 5, 129, 2, 64), id="cross_long_keys"),
+DTYPES = {"reference": [torch.float64, torch.float32, torch.float16, torch.bfloat16]}
+RUNS = [
+    pytest.param(backend, dtype, id=f"{backend}-{str(dtype)[6:]}")
+    for backend in backends("block_attention")
+    for dtype in DTYPES.get(backend, [torch.float32, torch.float16, torch.bfloat16])
 ]
 
 
-def tensors(shape, dtype, kv_batch=None):
-    B, Nq, Nk, H, D = shape
-    kv = (kv_batch or B, Nk, H, D)
-    return (
-        far_from_zero(B, Nq, H, D, dtype=dtype, seed=1),
-        far_from_zero(*kv, dtype=dtype, seed=2),
-        far_from_zero(*kv, dtype=dtype, seed=3),
+def run(call: Call, backend: str) -> dict[str, torch.Tensor]:
+    mine = call.copy()
+    reason = why_not(
+        "block_attention",
+        backend,
+        q=call.q,
+        k=call.k,
+        v=call.v,
+        plan=call.plan,
+        key_bias=mine.options.get("key_bias"),
     )
+    if reason:
+        pytest.skip(f"{backend}: {reason}")
+    with poisoned_memory():
+        out, lse = block_attention(call.q, call.k, call.v, call.plan, backend=backend, **mine.options)
+    return {"out": out, "lse": lse} | {n: mine.options.get(n) for n in ("cached", "cached_lse")}
 
 
-def some_keys(Nq, Nk, H=1):
-    """A random mask in which every query sees at least one key."""
-    keep = torch.rand(H, Nq, Nk, generator=torch.Generator().manual_seed(4)) < 0.4
-    keep[:, torch.arange(Nq), torch.arange(Nq) % Nk] = True
-    return keep
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("backend", "dtype"), RUNS)
+@torch.no_grad()
+def test_every_backend_is_as_accurate_as_plain_torch(backend, dtype, case):
+    call = make(CASES[case], dtype)
+    ours, exact, plain = run(call, backend), by_definition(call), by_torch(call)
+    for name in ("out", "lse", "cached", "cached_lse"):
+        if exact[name] is None:
+            continue
+        infinite = exact[name].isinf()
+        assert torch.equal(ours[name].isinf(), infinite), name
+        known = ~(exact[name].isnan() | infinite)
+        assert torch.equal(ours[name].isnan(), exact[name].isnan()), name
+        if known.any():
+            assert_as_accurate_as(ours[name][known], plain[name][known], exact[name][known])
 
 
-def by_definition(q, k, v, keep, scale=None, compute=torch.float64):
-    """The equations of the op."""
-    q, k, v = q.to(compute), k.to(compute).expand(q.shape[0], -1, -1, -1), v.to(compute)
-    scores = torch.einsum("bihd,bjhd->bhij", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    scores = scores.masked_fill(~keep, float("-inf"))
-    lse = torch.logsumexp(scores, dim=-1)
-    weights = torch.where(keep & lse.isfinite()[..., None], (scores - lse[..., None]).exp(), 0.0)
-    out = torch.einsum("bhij,bjhd->bihd", weights, v.expand(q.shape[0], -1, -1, -1))
-    return out, lse.transpose(1, 2)
+@torch.no_grad()
+def test_a_full_pass_that_emits_and_a_sparse_pass_that_uses_it_give_full_attention():
+    call = make(CASES["all_kinds"], torch.float64)
+    q, k, v = call.q[:, :, :2], call.k[:, :, :2], call.v[:, :, :2]
+    lists = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(1)) < 0.4
+    starts = starts_of(391)
 
+    def plan(*kinds):
+        return plan_blocks(lists, starts, starts, kinds)
 
-def by_sdpa(q, k, v, keep):
-    """What PyTorch itself makes of it in the same dtype."""
-    k, v = (x.expand(q.shape[0], -1, -1, -1) for x in (k, v))
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=keep).transpose(1, 2)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_out_is_as_accurate_as_sdpa(shape, dtype):
-    q, k, v = tensors(shape, dtype)
-    keep = some_keys(shape[1], shape[2])
-
-    out, _ = block_attention(q, k, v, mask=keep)
-
-    assert out.dtype == dtype
-    assert_as_accurate_as(out, by_sdpa(q, k, v, keep), by_definition(q, k, v, keep)[0])
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_lse_is_natural_and_at_least_float32(shape, dtype):
-    q, k, v = tensors(shape, dtype)
-    keep = some_keys(shape[1], shape[2])
-
-    _, lse = block_attention(q, k, v, mask=keep)
-
-    assert lse.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert lse.shape == q.shape[:3]
-    plain = by_definition(q, k, v, keep, compute=lse.dtype)[1]
-    assert_as_accurate_as(lse, plain, by_definition(q, k, v, keep)[1])
-
-
-def test_no_mask_is_full_attention():
-    q, k, v = tensors((2, 61, 61, 3, 12), torch.float32)
-    everything = torch.ones(61, 61, dtype=torch.bool)
-
-    out, _ = block_attention(q, k, v)
-
-    assert_as_accurate_as(out, by_sdpa(q, k, v, None), by_definition(q, k, v, everything)[0])
-
-
-def test_scale_replaces_the_default():
-    q, k, v = tensors((1, 9, 9, 2, 12), torch.float64)
-    keep = some_keys(9, 9)
-
-    _, lse = block_attention(q, k, v, mask=keep, scale=0.5)
-
-    exact = by_definition(q, k, v, keep, scale=0.5)[1]
-    assert_as_accurate_as(lse, exact, exact)
-
-
-def test_keys_and_values_of_one_sample_serve_the_whole_batch():
-    q, k, v = tensors((3, 61, 7, 2, 12), torch.float32, kv_batch=1)
-
-    out, lse = block_attention(q, k, v, mask=some_keys(61, 7))
-
-    again, lse_again = block_attention(
-        q, k.expand(3, -1, -1, -1), v.expand(3, -1, -1, -1), mask=some_keys(61, 7)
+    cached, cached_lse = (
+        torch.full((2, 391, 2, 64), float("nan"), dtype=torch.float64),
+        torch.zeros(2, 391, 2),
     )
-    assert torch.equal(out, again)
-    assert torch.equal(lse, lse_again)
+    cached_lse = cached_lse.double()
+    emit = plan(Kind.EMIT_TAIL, Kind.EMIT_RESIDUAL)
+    full, _ = block_attention(q, k, v, emit, cached=cached, cached_lse=cached_lse)
+    again, _ = block_attention(q, k, v, plan(Kind.MERGE, Kind.ADD), cached=cached, cached_lse=cached_lse)
+    dense = torch.nn.functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
+    torch.testing.assert_close(full, dense.transpose(1, 2))
+    torch.testing.assert_close(again, full)
 
 
-def test_each_head_has_its_own_mask():
-    q, k, v = tensors((2, 60, 60, 4, 12), torch.float32)
-    window = WindowMask(grid=(3, 4, 5), radius=(1, 1, 1))
-    masks = [None, window, some_keys(60, 60)[0], window & some_keys(60, 60)[0]]
-
-    out, lse = block_attention(q, k, v, mask=masks)
-
-    for head, mask in enumerate(masks):
-        one = slice(head, head + 1)
-        tensors_of_head = q[:, :, one], k[:, :, one], v[:, :, one]
-        alone, lse_alone = block_attention(*tensors_of_head, mask=mask)
-        keep = torch.ones(60, 60, dtype=torch.bool) if mask is None else rows_of(mask, 0, 60, "cpu")
-        exact, lse_exact = by_definition(*tensors_of_head, keep)
-        assert_as_accurate_as(out[:, :, one], alone, exact)
-        assert_as_accurate_as(lse[:, :, one], lse_alone, lse_exact)
-
-
-def test_a_query_that_sees_nothing_weighs_nothing():
-    q, k, v = tensors((2, 6, 6, 2, 12), torch.float32)
-    keep = some_keys(6, 6).clone()
-    keep[:, 2] = False
-
-    out, lse = block_attention(q, k, v, mask=keep)
-
-    assert (out[:, 2] == 0).all()
-    assert (lse[:, 2] == float("-inf")).all()
-    plain = by_definition(q, k, v, keep, compute=torch.float32)[0]
-    assert_as_accurate_as(out, plain, by_definition(q, k, v, keep)[0])
-
-
-def test_two_halves_of_the_keys_merge_into_the_whole():
-    q, k, v = tensors((2, 61, 61, 3, 12), torch.float64)
-    left = torch.arange(61).expand(61, 61) < 20
-    left[5] = False  # an empty part must not disturb the merge
-
-    (out_a, lse_a), (out_b, lse_b) = (block_attention(q, k, v, mask=half) for half in (left, ~left))
-    lse = torch.logaddexp(lse_a, lse_b)
-    merged = out_a * (lse_a - lse).exp()[..., None] + out_b * (lse_b - lse).exp()[..., None]
-
-    whole, lse_whole = block_attention(q, k, v)
-    assert_as_accurate_as(lse, lse_whole, by_definition(q, k, v, torch.ones_like(left))[1])
-    # two roundings more than the whole: each part's weight and their sum
-    assert_as_accurate_as(merged, whole, by_definition(q, k, v, torch.ones_like(left))[0], factor=4)
-
-
-@pytest.mark.parametrize("grid,num_text", [((3, 4, 5), 0), ((3, 4, 5), 7), ((1, 9, 1), 2)])
-def test_a_window_that_covers_the_grid_is_full_attention(grid, num_text):
-    window = WindowMask(grid, radius=tuple(size - 1 for size in grid), num_text=num_text)
-    N = window.shape[0]
-    q, k, v = tensors((2, N, N, 2, 12), torch.float32)
-
-    for windowed, full in zip(block_attention(q, k, v, mask=window), block_attention(q, k, v), strict=True):
-        assert torch.equal(windowed, full)
-
-
-def test_long_sequences_go_through_in_chunks(monkeypatch):
-    window = WindowMask((3, 4, 5), (1, 1, 1), num_text=2)
-    q, k, v = tensors((2, 62, 62, 3, 12), torch.float32)
-    whole = block_attention(q, k, v, mask=window)
-    rows = []
-    monkeypatch.setattr(reference, "SCORES_AT_ONCE", 2 * 3 * 62 * 5)  # five queries
-    monkeypatch.setattr(
-        reference, "_attend", lambda *a, f=reference._attend: rows.append(a[0].shape[2]) or f(*a)
+def test_longest_work_comes_first_and_skipped_heads_have_none():
+    lists = torch.tensor([[[1, 0, 0], [1, 1, 1]], [[1, 1, 0], [0, 0, 0]]], dtype=torch.bool)
+    plan = plan_blocks(
+        lists,
+        torch.tensor([0, 128, 130]),
+        starts_of(300),
+        [Kind.ATTEND, Kind.SKIP, Kind.COPY, Kind.EMIT_TAIL],
+        [0, 0, 1, 1],
     )
-
-    chunked = block_attention(q, k, v, mask=window)
-
-    assert rows == [5] * 12 + [2]
-    exact = by_definition(q, k, v, window.rows(0, 62))
-    for part, reference_part, exact_part in zip(chunked, whole, exact, strict=True):
-        assert_as_accurate_as(part, reference_part, exact_part)
-
-
-def test_a_mask_may_hide_padded_text_of_one_sample(monkeypatch):
-    monkeypatch.setattr(
-        reference, "SCORES_AT_ONCE", 2 * 3 * 62 * 20
-    )  # the one row of `seen` serves every chunk
-    q, k, v = tensors((2, 62, 62, 3, 12), torch.float64)
-    seen = torch.ones(2, 1, 1, 62, dtype=torch.bool)
-    seen[1, ..., :2] = False
-    window = WindowMask((3, 4, 5), (1, 1, 1), num_text=2)
-
-    lazy = block_attention(q, k, v, mask=window & seen)
-    dense = block_attention(q, k, v, mask=window_mask((3, 4, 5), (1, 1, 1), num_text=2) & seen)
-
-    assert torch.equal(lazy[0], dense[0])
-    assert torch.equal(lazy[1], dense[1])
-
-
-def test_gradients_flow_to_all_inputs():
-    q, k, v = (x.requires_grad_() for x in tensors((1, 6, 6, 2, 4), torch.float64))
-    keep = some_keys(6, 6)
-
-    assert torch.autograd.gradcheck(lambda *x: block_attention(*x, mask=keep), (q, k, v))
+    assert plan.work.tolist() == [[0, 1], [3, 0], [3, 1], [0, 0], [2, 0], [2, 1]]
+    assert plan.slot.tolist() == [-1, -1, 0, 1] and plan.num_cached == 2
+    assert plan.pairs == 10 and plan.density == 10 / 24
 
 
 @pytest.mark.parametrize(
-    "mask,message",
+    ("change", "said"),
     [
-        (
-            torch.zeros(6, 5, dtype=torch.bool),
-            r"must broadcast to \[B, H, Nq, Nk\] = \[1, 2, 6, 6\]; got \[6, 5\]",
-        ),
-        (torch.zeros(6, 6), r"a mask is bool.*got torch.float32"),
-        ([None], r"1 masks for 2 heads"),
+        ({"q": (1, 299, 2, 64)}, "the plan is for 300 queries, 300 keys and 2 heads; got 299, 300 and 2"),
+        ({"k": (1, 300, 2, 32)}, r"q must be \[B, Nq, H, D\].*got q \[1, 300, 2, 64\], k \[1, 300, 2, 32\]"),
+        ({"valid_keys": (2,)}, r"valid_keys must be \[1\]; got \[2\]"),
+        ({"key_bias": (1, 3, 300)}, r"key_bias must be .*; got \[1, 3, 300\]"),
     ],
-    ids=["shape", "dtype", "heads"],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_wrong_mask_says_what_was_expected(mask, message):
-    q, k, v = tensors((1, 6, 6, 2, 4), torch.float32)
-    with pytest.raises(ValueError, match=message):
-        block_attention(q, k, v, mask=mask)
+def test_shapes_that_do_not_fit_are_named(change, said):
+    starts = starts_of(300)
+    plan = plan_blocks(torch.ones(2, 3, 3), starts, starts, [Kind.ATTEND] * 2)
+    arguments = {n: torch.zeros(change.get(n, (1, 300, 2, 64))) for n in ("q", "k", "v")}
+    extra = {n: torch.zeros(shape) for n, shape in change.items() if n not in arguments}
+    with pytest.raises(ValueError, match=said):
+        block_attention(*arguments.values(), plan, **extra)
 
 
-def test_wrong_shapes_are_all_named():
-    q, k, v = tensors((2, 6, 6, 2, 4), torch.float32)
-    with pytest.raises(ValueError, match=r"got q \[2, 6, 2, 4\], k \[2, 6, 1, 4\], v \[2, 6, 2, 4\]"):
-        block_attention(q, k[:, :, :1], v)
+@pytest.mark.parametrize("kind", [Kind.COPY, Kind.MERGE, Kind.EMIT_TAIL, Kind.SKIP])
+def test_a_kind_without_its_buffer_is_named(kind):
+    starts, q = starts_of(10), torch.zeros(1, 10, 1, 32)
+    plan = plan_blocks(torch.ones(1, 1, 1), starts, starts, [kind])
+    with pytest.raises(
+        ValueError, match=("out" if kind is Kind.SKIP else "cached") + " must be .*; got none"
+    ):
+        block_attention(q, q, q, plan)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"k_starts": torch.tensor([0, 128, 300])}, "k_starts must rise from 0 in steps of 1 to 128 tokens"),
+        ({"near": torch.ones(1, 2, 3)}, r"every list must be \[NQ, NK\] = \[3, 3\]; got near \[1, 2, 3\]"),
+        ({"pattern": [1]}, r"1 heads need 1 pattern numbers below 1; got \[1\]"),
+        ({"rest": torch.ones(1, 3, 3)}, "stands in the near and in the rest list"),
+    ],
+    ids=["starts", "lists", "pattern", "both"],
+)
+def test_a_plan_that_does_not_fit_together_is_refused(arguments, said):
+    right = {
+        "near": torch.ones(1, 3, 3),
+        "q_starts": starts_of(300),
+        "k_starts": starts_of(300),
+        "kinds": [0],
+    }
+    with pytest.raises(ValueError, match=said):
+        plan_blocks(**(right | arguments))
+
+
+def test_gradients_are_refused_rather_than_lost():
+    starts, q = starts_of(10), torch.zeros(1, 10, 1, 32, requires_grad=True)
+    plan = plan_blocks(torch.ones(1, 1, 1), starts, starts, [Kind.ATTEND])
+    with pytest.raises(ValueError, match="no backward"):
+        block_attention(q, q, q, plan)

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from dit_accel_kernels import dispatch
-from dit_accel_kernels.block_attention import reference
+from dit_accel_kernels.masked_attention import reference
 
 
 @pytest.fixture
 def slow_gpu(monkeypatch):
     """An op whose fast backend refuses; its own reasons must not stay in the caches."""
-    fast = SimpleNamespace(why_not=lambda **tensors: "there is no GPU", block_attention=None)
+    fast = SimpleNamespace(why_not=lambda **tensors: "there is no GPU", masked_attention=None)
     monkeypatch.setattr(dispatch, "backends", lambda op: ("cuda", "reference"))
     monkeypatch.setattr(dispatch, "_load", lambda op, name: fast if name == "cuda" else reference)
     dispatch._say_once.cache_clear()
@@ -21,20 +21,20 @@ def slow_gpu(monkeypatch):
 
 
 def test_backends_are_found_by_file_name():
-    assert "reference" in dispatch.backends("block_attention")
+    assert "reference" in dispatch.backends("masked_attention")
 
 
 def test_auto_takes_the_first_backend_that_can(slow_gpu):
-    assert dispatch.select("block_attention") is reference.block_attention
+    assert dispatch.select("masked_attention") is reference.masked_attention
 
 
 def test_auto_says_once_why_a_faster_backend_was_passed_over(slow_gpu, caplog):
     with caplog.at_level(logging.INFO, logger="dit_accel_kernels"):
-        dispatch.select("block_attention")
-        dispatch.select("block_attention")
+        dispatch.select("masked_attention")
+        dispatch.select("masked_attention")
 
     assert [record.getMessage() for record in caplog.records] == [
-        "block_attention: backend cuda is passed over: there is no GPU"
+        "masked_attention: backend cuda is passed over: there is no GPU"
     ]
 
 
@@ -42,20 +42,20 @@ def test_an_explicit_backend_runs_or_raises(slow_gpu):
     with pytest.raises(
         dispatch.BackendUnavailable, match='"cuda" was asked for and cannot run: there is no GPU'
     ):
-        dispatch.select("block_attention", "cuda")
+        dispatch.select("masked_attention", "cuda")
 
 
 def test_an_unknown_backend_names_the_known_ones():
     with pytest.raises(dispatch.BackendUnavailable, match=r'no backend "metal", only .*reference'):
-        dispatch.select("block_attention", "metal")
+        dispatch.select("masked_attention", "metal")
 
 
 def test_the_environment_chooses_for_auto_only(slow_gpu, monkeypatch):
     monkeypatch.setenv("DIT_ACCEL_BACKEND", "cuda")
 
     with pytest.raises(dispatch.BackendUnavailable, match="there is no GPU"):
-        dispatch.select("block_attention", "auto")
-    assert dispatch.select("block_attention", "reference") is reference.block_attention
+        dispatch.select("masked_attention", "auto")
+    assert dispatch.select("masked_attention", "reference") is reference.masked_attention
 
 
 def test_a_failed_import_is_the_reason(monkeypatch):
@@ -65,4 +65,4 @@ def test_a_failed_import_is_the_reason(monkeypatch):
     monkeypatch.setattr(dispatch.importlib, "import_module", broken)
     monkeypatch.setattr(dispatch, "_load", dispatch._load.__wrapped__)
 
-    assert dispatch.why_not("block_attention", "reference") == "it cannot be imported: libcuda.so is missing"
+    assert dispatch.why_not("masked_attention", "reference") == "it cannot be imported: libcuda.so is missing"

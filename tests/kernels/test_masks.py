@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from dit_accel_kernels.block_attention import WindowMask, window_mask
+from dit_accel_kernels.masked_attention import WindowMask, window_mask
 
 GRID = (3, 4, 5)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dit_accel.visit import AttentionVisit, Unmet
-from dit_accel_kernels.block_attention import WindowMask, block_attention
+from dit_accel_kernels.masked_attention import WindowMask, masked_attention
 
 
 @dataclass(frozen=True)
@@ -38,4 +38,4 @@ class Window:
             if visit.mask.dtype != torch.bool:
                 raise Unmet("its attention adds a bias to the scores")
             mask = mask & visit.mask
-        return block_attention(visit.q, visit.k, visit.v, mask=mask, scale=visit.scale)[0]
+        return masked_attention(visit.q, visit.k, visit.v, mask=mask, scale=visit.scale)[0]

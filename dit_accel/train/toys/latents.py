@@ -54,7 +54,7 @@ def encode_pool(
 
 
 def cover_latents(drawn: list[tuple[Scene, int]], frames: int, size: int, shape: torch.Size) -> torch.Tensor:
-    """Covered share `[B, 1, (F,) Y, X]` for latents of `shape`; latent frame 0 is frame 0 alone, as in Wan."""
+    """Covered share `[B, 1, (F,) Y, X]` for latents of `shape`; latent frame 0 holds frame 0 only."""
     covers = torch.from_numpy(np.stack([cover(scene, number, frames, size, size) for scene, number in drawn]))
     area = nn.functional.adaptive_avg_pool2d(covers, shape[-2:])  # [B, F, Y, X]
     if frames == 1:

@@ -1,71 +1,95 @@
-"""block_attention: attention in which each query sees the keys that a mask keeps, with its log-sum-exp.
+"""block_attention: attention over lists of key blocks, with heads of different kinds in one call.
 
-    s_ij = scale q_i . k_j  where the mask keeps (i, j), else -inf
-    lse_i = log sum_j exp(s_ij)
-    out_i = sum_j exp(s_ij - lse_i) v_j
+For a query in block i of head h, over the keys j of the blocks in its list:
 
-The natural-log LSE is what two partial attentions need to be merged into one. A query that sees no key has
-lse = -inf and out = 0: it weighs nothing in such a merge.
+    s_j = scale q . k_j + bias_j          keys at or beyond the sample's `valid_keys` are not seen
+    lse = log sum_j exp(s_j)              natural log
+    out = sum_j exp(s_j - lse) v_j
 
-Backends: reference (any device and dtype, float64 included).
+What becomes of `out` is the head's `Kind`: written as it is, a cached residual added, a cached tail merged
+(`merge`), or only copied from the cache. A full pass can leave the residual or the tail behind without
+attending anything twice. A query that sees no key has lse = -inf and out = 0.
+Heads of kind COPY and SKIP have lse = -inf: this call knows nothing about them.
+
+Sources: kinds as in DiTFastAttn (arXiv:2406.08552) and DiTFastAttnV2 (arXiv:2503.22796); tail merge as in the
+partial softmax of flash attention (arXiv:2205.14135, section 3.1); key coresets carry log(count)
+in `key_bias`.
+No backward: it is an op for inference.
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from dit_accel_kernels.block_attention.masks import BothMasks, Mask, WindowMask, window_mask
+from dit_accel_kernels.block_attention.merge import merge
+from dit_accel_kernels.block_attention.plan import CACHED_LSE, BlockPlan, Kind, plan_blocks, starts_of
 from dit_accel_kernels.dispatch import select
 
-__all__ = ["BothMasks", "Mask", "WindowMask", "block_attention", "window_mask"]
+__all__ = ["BlockPlan", "Kind", "block_attention", "merge", "plan_blocks", "starts_of"]
+
+HEAD_WIDTHS = (32, 64, 72, 96, 128)  # what fast backends are made and tested for
 
 
 def block_attention(
-    q: Tensor,  # [B, Nq, H, D]
+    q: Tensor,  # [B, Nq, H, D], any strides with D contiguous
     k: Tensor,  # [B or 1, Nk, H, D]
     v: Tensor,  # [B or 1, Nk, H, D]
-    mask: Mask | Sequence[Mask] = None,  # bool, broadcasts to [B, H, Nq, Nk]; or H masks, one per head
+    plan: BlockPlan,
+    *,
     scale: float | None = None,  # 1 / sqrt(D) when None
+    cached: Tensor | None = None,  # [B, Nq, plan.num_cached, D], read or written as the kinds say
+    cached_lse: Tensor | None = None,  # [B, Nq, plan.num_cached] float32, for tails
+    key_bias: Tensor | None = None,  # [B or 1, H or 1, Nk] float32, added to the scores
+    valid_keys: Tensor | None = None,  # [B] int32: a sample's own number of keys
+    out: Tensor | None = None,  # [B, Nq, H, D] to write into; heads of kind SKIP need it
     backend: str = "auto",
 ) -> tuple[
     Tensor, Tensor
-]:  # out [B, Nq, H, D] in the dtype of q; lse [B, Nq, H] in float32, float64 for float64
-    """Masked attention and its natural-log LSE."""
-    _check_shapes(q, k, v)
-    B, Nq, H, D = q.shape
-    if isinstance(mask, Sequence):
-        if len(mask) != H:
-            raise ValueError(
-                f"block_attention: {len(mask)} masks for {H} heads; give one per head, or one for all"
-            )
-        for each in mask:
-            _check_mask(each, (B, 1, Nq, k.shape[1]))
-    else:
-        _check_mask(mask, (B, H, Nq, k.shape[1]))
-    run = select("block_attention", backend, q=q, k=k, v=v, mask=mask)
-    return run(q, k, v, mask, D**-0.5 if scale is None else scale)
+]:  # out [B, Nq, H, D] in the dtype of q; lse [B, Nq, H] in float32 (float64 for float64)
+    """Block-sparse attention of mixed heads and its natural-log LSE.
+
+    Raises ValueError for shapes that do not fit, naming them; BackendUnavailable as `dispatch.select` does.
+    """
+    _check(q, k, v, plan, cached, cached_lse, key_bias, valid_keys, out)
+    lse_dtype = torch.promote_types(q.dtype, torch.float32)
+    lse = torch.full(q.shape[:3], float("-inf"), dtype=lse_dtype, device=q.device)
+    if out is None:
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    run = select("block_attention", backend, q=q, k=k, v=v, plan=plan, key_bias=key_bias)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    run(out, lse, q, k, v, plan, scale, cached, cached_lse, key_bias, valid_keys)
+    return out, lse
 
 
-def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
+def _check(q, k, v, plan, cached, cached_lse, key_bias, valid_keys, out) -> None:
     fits = q.ndim == k.ndim == v.ndim == 4 and k.shape == v.shape and q.shape[2:] == k.shape[2:]
-    if not fits or k.shape[0] not in (1, q.shape[0]) or k.shape[1] == 0:
+    if not fits or k.shape[0] not in (1, q.shape[0]):
         raise ValueError(
-            "block_attention: q must be [B, Nq, H, D], k and v both [B or 1, Nk, H, D] with Nk > 0; "
+            "block_attention: q must be [B, Nq, H, D], k and v both [B or 1, Nk, H, D]; "
             f"got q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
         )
-
-
-def _check_mask(mask: Mask, full: tuple[int, int, int, int]) -> None:
-    if mask is None:
-        return
-    if isinstance(mask, Tensor) and mask.dtype != torch.bool:
+    B, Nq, H, D = q.shape
+    tokens = (*plan.tokens, plan.num_heads)
+    if (Nq, k.shape[1], H) != tokens:
         raise ValueError(
-            f"block_attention: a mask is bool, True where a key is seen; got {mask.dtype}. "
-            "An additive bias is not supported: use scaled_dot_product_attention."
+            f"block_attention: the plan is for {tokens[0]} queries, {tokens[1]} keys and {tokens[2]} heads; "
+            f"got {Nq}, {k.shape[1]} and {H}"
         )
-    axes = tuple(mask.shape)
-    if not 2 <= len(axes) <= 4 or any(m not in (1, n) for m, n in zip(axes[::-1], full[::-1], strict=False)):
+    places = (B, Nq, plan.num_cached)
+    needs_lse = any(kind in CACHED_LSE for kind in plan.kinds)
+    _check_shape("cached", cached, [(*places, D)], plan.num_cached > 0)
+    _check_shape("cached_lse", cached_lse, [places], needs_lse)
+    _check_shape("key_bias", key_bias, [(b, h, k.shape[1]) for b in (1, B) for h in (1, H)], False)
+    _check_shape("valid_keys", valid_keys, [(B,)], False)
+    _check_shape("out", out, [(B, Nq, H, D)], Kind.SKIP in plan.kinds)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
+        raise ValueError("block_attention has no backward: call it under torch.no_grad()")
+
+
+def _check_shape(name: str, tensor: Tensor | None, shapes: list[tuple[int, ...]], needed: bool) -> None:
+    if tensor is None and not needed:
+        return
+    if tensor is None or tuple(tensor.shape) not in shapes:
+        found = "none" if tensor is None else list(tensor.shape)
         raise ValueError(
-            f"block_attention: a mask must broadcast to [B, H, Nq, Nk] = {list(full)}; got {list(axes)}"
+            f"block_attention: {name} must be {' or '.join(str(list(s)) for s in shapes)}; got {found}"
         )
