@@ -169,11 +169,11 @@ STAGES = {
         "pair": Stage("video64", 12, 2),
         "few": Stage("video64", 6, 4),
         "small": Stage("video32", 12, stride=2, things=6.0),
-        "full": Stage("video64", 4),
+        "full": Stage("video64", 4, things=4.0),
     },
     "pixart": {
         "small": Stage("image128", 32, things=6.0),
-        "full": Stage("image256", 8),
+        "full": Stage("image256", 8, things=4.0),
         "mixed": Stage("image256", 8, shift=6.0, beside=("image128", 32)),
     },
 }
