@@ -113,14 +113,13 @@ def best_brick(grid: Grid) -> Grid:
     """The brick whose blocks have the fewest tokens around them.
 
     A window around a block is its box and a halo on each side. A brick that fits the grid badly packs blocks
-    over its edges, which makes boxes larger; a flat brick has more halo. Both are counted here at once.
+    over its edges, which makes boxes larger; a flat brick has more halo. Both are counted here at once. The
+    halo is not clipped at the edges of the grid: that would favour bricks along its short axis.
     """
 
     def around(brick: Grid) -> int:
         boxes = _boxes(_coordinates(_order(grid, brick), grid), math.prod(brick))
-        first = (boxes[:, 0] - HALO).clamp(min=0)
-        last = torch.minimum(boxes[:, 1] + HALO, torch.tensor(grid) - 1)
-        return int((last - first + 1).prod(-1).sum())
+        return int((boxes[:, 1] - boxes[:, 0] + 1 + 2 * HALO).prod(-1).sum())
 
     return min(BRICKS, key=around)
 
