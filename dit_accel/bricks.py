@@ -1,6 +1,6 @@
 """Tokens in brick order: near tokens stand together, so that a block of keys is a box of the grid.
 
-A grid (frames, rows, columns) is walked brick by brick. Edge bricks are clipped, the tokens are packed without
+A grid (frames, rows, columns) is walked brick by brick. Edge bricks are clipped, the tokens packed without
 gaps and cut into blocks of one brick's tokens; only the last block is shorter, and any grid works. Padding
 21x30x52 to whole 4x4x8 bricks would cost 31 % more tokens. Every block knows its bounding box, and two
 blocks are near where the gap between their boxes is at most an extent on each axis: windows are defined on

@@ -151,6 +151,7 @@ METHODS = Registry(
         "window": "dit_accel.methods.attention.window:Window",
         "arrow": "dit_accel.methods.attention.arrow:Arrow",
         "brick": "dit_accel.methods.attention.brick:Brick",
+        "coreset": "dit_accel.methods.attention.coreset:Coreset",
         "tail": "dit_accel.methods.attention.tail:Tail",
         "residual": "dit_accel.methods.attention.residual:Residual",
         "reuse": "dit_accel.methods.reuse.reuse:Reuse",

@@ -158,7 +158,7 @@ class _Lane:
         return ALONE, None
 
     def _complete(self, letter: str, method: Any, step: int, branch: str) -> tuple[str, Any]:
-        """A method that completes what an anchor stored; where that is missing or too old the step anchors."""
+        """A method that completes what an anchor stored; where that is missing or too old, an anchor."""
         absent = self.runs is not None and step not in self.runs[branch]
         if absent or self.few or method.max_age == 0:
             return ALONE, None

@@ -28,7 +28,7 @@ def test_every_token_stands_in_one_block(grid, num_text):
         assert torch.equal(layout.permutation(text_first).sort().values, torch.arange(tokens))
     sizes = layout.starts.diff()
     assert layout.starts[0] == 0 and layout.starts[-1] == tokens
-    assert 1 <= sizes.min() and sizes.max() <= BLOCK == layout.block
+    assert sizes.min() >= 1 and sizes.max() <= BLOCK == layout.block
     visual = len(layout.boxes)
     assert (sizes[: visual - 1] == BLOCK).all(), "only the last visual block is shorter"
     assert layout.starts[visual] == prod(grid), "text stands in blocks of its own"
@@ -74,7 +74,7 @@ def test_what_covers_the_grid_keeps_everything(grid, brick):
     assert layout.within_tokens([n - 1 for n in grid]).all()
     assert layout.within_bricks([n - 1 for n in grid]).all()
     assert layout.within_bricks([(0, 1.0)] * 3).all()
-    if len(layout.boxes) > 1 and layout.block > 1 or prod(grid) > BLOCK:
+    if (len(layout.boxes) > 1 and layout.block > 1) or prod(grid) > BLOCK:
         assert not layout.within_tokens([0, 0, 0]).all()
 
 
@@ -103,7 +103,8 @@ def test_bricks_that_fit_are_counted_as_coordinates(extent):
 
 
 @pytest.mark.parametrize(
-    ("rule", "n", "value"), [(2, 99, 2), ((1, 0.25), 8, 3), ((0, 0.3), 10, 3), ((-4, 0.5), 4, 0), ((0, 0.5), 5, 2)]
+    ("rule", "n", "value"),
+    [(2, 99, 2), ((1, 0.25), 8, 3), ((0, 0.3), 10, 3), ((-4, 0.5), 4, 0), ((0, 0.5), 5, 2)],
 )
 def test_an_extent_may_be_a_rule_of_the_axis(rule, n, value):
     assert reach(rule, n) == value
@@ -118,7 +119,12 @@ def test_rules_count_tokens_for_windows_and_bricks_for_bricks():
 
 @pytest.mark.parametrize(
     ("grid", "brick"),
-    [((16, 32, 32), (4, 4, 8)), ((1, 32, 32), (1, 8, 16)), ((1, 32, 24), (1, 16, 8)), ((2, 32, 32), (2, 8, 8))],
+    [
+        ((16, 32, 32), (4, 4, 8)),
+        ((1, 32, 32), (1, 8, 16)),
+        ((1, 32, 24), (1, 16, 8)),
+        ((2, 32, 32), (2, 8, 8)),
+    ],
 )
 def test_the_brick_is_compact_and_fits_the_grid(grid, brick):
     assert brick in BRICKS and best_brick(grid) == brick

@@ -48,7 +48,7 @@ def family(**changes):
 
 def test_built_in_names_are_listed_without_importing_a_method():
     expected = (
-        *("full", "window", "arrow", "brick", "tail", "residual"),
+        *("full", "window", "arrow", "brick", "coreset", "tail", "residual"),
         *("reuse", "share_branch", "compute"),
     )
     assert METHODS.names()[: len(expected)] == expected

@@ -88,7 +88,9 @@ def test_a_brick_that_sees_itself_only(text_first):
     close(Brick((0, 0, 0), brick=(1, 2, 1)).attend(visit), written_out(visit, keep))
 
 
-@pytest.mark.parametrize("method", [Window(EVERYTHING), Brick(EVERYTHING, BRICK), Brick(((0, 1.0),) * 3, BRICK)])
+@pytest.mark.parametrize(
+    "method", [Window(EVERYTHING), Brick(EVERYTHING, BRICK), Brick(((0, 1.0),) * 3, BRICK)]
+)
 def test_what_covers_the_grid_is_full_attention(method):
     visit = make_visit()
     close(method.attend(visit), written_out(visit))
@@ -197,7 +199,10 @@ def test_extents_of_a_recipe_may_be_rules():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('method = "brick"', "needs the parameter extent: a list of 3, each a whole number or a list of 2, each a nu"),
+        (
+            'method = "brick"',
+            "needs the parameter extent: a list of 3, each a whole number or a list of 2, each a nu",
+        ),
         ('method = "brick", extent = [1, 1]', "needs extent to be a list of 3"),
         ('method = "brick", extent = [1, 0.5, 1]', "needs extent to be a list of 3"),
         ('method = "brick", extent = [1, [0, 1, 2], 1]', "needs extent to be a list of 3"),

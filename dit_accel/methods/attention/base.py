@@ -25,7 +25,7 @@ LOCAL = "its tokens are put in brick order and back at every call"
 class Near:
     """Which blocks a block sees: those at most `radius` tokens, or `extent` bricks, away on each axis.
 
-    Each is a whole number or a rule [alpha, beta]: alpha + beta * n, rounded down, of an axis with n tokens or
+    Each is a whole number or a rule [alpha, beta]: alpha + beta * n, rounded down, of an axis of n tokens or
     bricks. `brick` is its size in tokens, None the one that fits the grid.
     """
 
@@ -106,7 +106,7 @@ def attend(
 ) -> Tensor:  # fmt: skip
     """All heads of a visit by one near set and kind: [B, N, h, D].
 
-    `cached` [B, N, h, D] and `cached_lse` [B, N, h] are in brick order and are read or written as the kind says.
+    `cached` [B, N, h, D] and `cached_lse` [B, N, h] are in brick order, read or written as the kind says.
     Raises Unmet where the sequence is no grid plus text, a mask differs from query to query, or gradients
     are wanted.
     """
@@ -140,7 +140,13 @@ def _plan(
             assert near.extent is not None
             blocks = layout.within_bricks(near.extent)
         plan = plan_blocks(
-            [blocks], layout.starts, layout.starts, [kind] * heads, [0] * heads, block=layout.block, device=device
+            [blocks],
+            layout.starts,
+            layout.starts,
+            [kind] * heads,
+            [0] * heads,
+            block=layout.block,
+            device=device,
         )
         order = layout.permutation(text_first).to(device)
         return plan, order, torch.argsort(order)

@@ -1,7 +1,7 @@
 """Tail: near blocks are attended at every step, what is far is merged from an earlier full pass.
 
-Source: ours, from the residual of DiTFastAttn, Yuan et al. 2024, arXiv:2406.08552, section 3.2, and the merge of
-    partial softmaxes of flash attention, arXiv:2205.14135, section 3.1:
+Source: ours, from the residual of DiTFastAttn, Yuan et al. 2024, arXiv:2406.08552, section 3.2, and the merge
+    of partial softmaxes of flash attention, arXiv:2205.14135, section 3.1:
 
         out(t) = merge(near part at t, far part of step a),     a = last anchor, t - a <= max_age
 
