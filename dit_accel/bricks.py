@@ -73,7 +73,7 @@ class BrickLayout:
 
     def _near(self, boxes: Tensor, reaches: Sequence[int]) -> Tensor:
         first, last = boxes[:, 0], boxes[:, 1]  # [NV, 3]
-        gap = torch.maximum(first[None] - last[:, None], first[:, None] - last[None]).clamp(min=0)
+        gap = torch.maximum(first[None] - last[:, None], first[:, None] - last[None])  # below 0: they overlap
         blocks, visual = len(self.starts) - 1, len(boxes)
         near = torch.ones(blocks, blocks, dtype=torch.bool)  # text rows and columns stay whole: an arrow
         near[:visual, :visual] = (gap <= torch.tensor(reaches)).all(-1)
