@@ -190,7 +190,8 @@ def test_computes(letter: str, computes: bool):
     ("asked", "runs", "keeps"),
     [
         ("ttttt", ".tt.t", ["tt", "", "", "tt", ""]),  # renews itself when it is over age
-        ("FttFt", "F.tFt", ["", "tt", "", "", ""]),  # full stays the model's own call: it makes no anchor
+        ("FttFt", "F.tF.", ["", "tt", "", "", ""]),  # full stays the model's own call: it makes no anchor
+        ("FtFtF", "F.FtF", ["", "tt", "", "", ""]),  # and touches none
         ("tFFFt", ".FFF.", ["", "", "", "", ""]),  # too old when read: nothing is kept
         ("ttuut", ".t.u.", ["tt", "", "tt", "", ""]),  # another near set needs its own far part
         ("tteet", ".t.e.", ["tt", "", "r", "", ""]),
