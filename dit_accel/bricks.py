@@ -84,7 +84,7 @@ def reach(rule: Rule, n: int) -> int:
     """A rule's value on an axis of length n: whole, rounded down, at least 0."""
     if isinstance(rule, tuple):
         alpha, beta = rule
-        # 0.3 * 10 is 2.9999999999999996: a rule that means 3 shall give it
+        # 0.29 * 100 is 28.999999999999996: a rule that means 29 shall give it
         return max(0, math.floor(alpha + beta * n + 1e-9))
     return rule
 
@@ -117,9 +117,11 @@ def best_brick(grid: Grid) -> Grid:
     halo is not clipped at the edges of the grid: that would favour bricks along its short axis.
     """
 
-    def around(brick: Grid) -> int:
+    def around(brick: Grid) -> tuple[int, int]:
         boxes = _boxes(_coordinates(_order(grid, brick), grid), math.prod(brick))
-        return int((boxes[:, 1] - boxes[:, 0] + 1 + 2 * HALO).prod(-1).sum())
+        inside = math.prod(min(size, n) for size, n in zip(brick, grid, strict=True))
+        # of equal ones the one that the grid clips least: its bricks are its blocks
+        return int((boxes[:, 1] - boxes[:, 0] + 1 + 2 * HALO).prod(-1).sum()), -inside
 
     return min(BRICKS, key=around)
 
