@@ -1,7 +1,7 @@
 """Build a C source with the system's compiler at first use, and keep the library in the user's cache.
 
-The cache is `$XDG_CACHE_HOME/dit_accel` or `~/.cache/dit_accel`. A library's name carries a hash of everything
-that it depends on: source and headers beside it, flags, compiler version, processor flags. It is written under
+The cache is `$XDG_CACHE_HOME/dit_accel` or `~/.cache/dit_accel`. A library's name carries a hash of all that
+it depends on: source and headers beside it, flags, compiler version, processor flags. It is written under
 another name and renamed, so that processes that build at once never see half a file.
 
 Never -ffast-math: it folds rounding constants away, and the results are wrong without a sign of it.
@@ -30,7 +30,7 @@ FLAGS = (
 )
 AVX2 = ("avx2", "fma", "f16c")
 AVX512 = (*AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
-# what a source may be built for, widest first: names as in /proc/cpuinfo, which are the compiler's up to a "_"
+# what a source may be built for, widest first: names of /proc/cpuinfo, the compiler's but for a "_"
 LEVELS = {"avx512_bf16": (*AVX512, "avx512_bf16"), "avx512": AVX512, "avx2": AVX2, "portable": ()}
 SECONDS = 600  # a compiler that takes longer hangs
 

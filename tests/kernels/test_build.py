@@ -1,4 +1,4 @@
-"""The build of C sources: the cache, its key and its permissions, two builders at once, and what failures say."""
+"""The build of C sources: the cache, its key and permissions, two builders at once, and what failures say."""
 
 import ctypes
 import subprocess
@@ -11,7 +11,11 @@ from dit_accel_kernels import build
 from dit_accel_kernels.block_attention import cpu
 
 SOURCE = '#include "number.h"\nint number(void) { return NUMBER; }\n'
-BUILD_IT = "import sys, pathlib; from dit_accel_kernels import build; print(build.library(pathlib.Path(sys.argv[1]), 'portable'))"
+BUILD_IT = """
+import pathlib, sys
+from dit_accel_kernels import build
+print(build.library(pathlib.Path(sys.argv[1]), "portable"))
+"""
 
 
 @pytest.fixture
