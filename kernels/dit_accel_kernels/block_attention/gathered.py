@@ -1,8 +1,8 @@
 """block_attention by plain PyTorch over gathered keys: where there is no compiler for `cpu`.
 
-Each (head, query block) attends only the keys of its list, a slice where they are consecutive, so that the work
-falls with the density; `reference` does the work of dense attention whatever the lists are. SDPA is of no use
-here: on a CPU it returns no LSE.
+Each (head, query block) attends only the keys of its list, a slice where they are consecutive, so that the
+work falls with the density; `reference` does the work of dense attention whatever the lists are. SDPA is of
+no use here: on a CPU it returns no LSE.
 """
 
 from typing import Any
