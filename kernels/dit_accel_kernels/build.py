@@ -123,7 +123,7 @@ def _compile(command: list[str], built: Path) -> None:
     try:
         done = _run([*command, "-o", temporary, "-lm"])
         if done.returncode:
-            last = " | ".join(done.stderr.strip().splitlines()[-3:])
+            last = " | ".join(done.stderr.strip().splitlines()[-5:])
             raise BuildError(f"{command[0]} ended with status {done.returncode}: {last}")
         os.replace(temporary, built)
     finally:
