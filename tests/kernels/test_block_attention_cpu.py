@@ -125,3 +125,19 @@ def test_auto_takes_it_and_without_a_compiler_goes_on(monkeypatch):
     monkeypatch.setenv("DIT_ACCEL_CPU_LEVEL", "nonesuch")
     out, _ = block_attention(q, q, q, plan)
     assert len(called) == 1 and torch.equal(out, q)
+
+
+def test_a_build_that_failed_is_not_tried_again(monkeypatch):
+    tried = []
+
+    def fail(source, level):
+        tried.append(level)
+        raise build.BuildError("no")
+
+    cpu._load_once.cache_clear()
+    monkeypatch.setattr(build, "library", fail)
+    for _ in range(2):
+        with pytest.raises(build.BuildError, match="no"):
+            cpu.load("portable")
+    cpu._load_once.cache_clear()
+    assert tried == ["portable"]

@@ -54,7 +54,7 @@ def why_not(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, **others: Any) -> 
         return f"head width {q.shape[-1]} is not a multiple of 8"
     try:
         load(build.chosen_level())
-    except (build.BuildError, OSError) as error:
+    except build.BuildError as error:
         return str(error)
     return None
 
@@ -63,10 +63,21 @@ def _name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-@functools.cache
 def load(level: str) -> ctypes.CDLL:
-    """The library of a level of build.LEVELS. Raises build.BuildError, OSError."""
-    library = ctypes.CDLL(str(build.library(Path(__file__).with_suffix(".c"), level)))
+    """The library of a level of build.LEVELS. Raises build.BuildError."""
+    library = _load_once(level)
+    if isinstance(library, str):
+        raise build.BuildError(library)
+    return library
+
+
+@functools.cache
+def _load_once(level: str) -> ctypes.CDLL | str:
+    """The library, or why there is none: a build that failed is not tried again at every call."""
+    try:
+        library = ctypes.CDLL(str(build.library(Path(__file__).with_suffix(".c"), level)))
+    except (build.BuildError, OSError) as error:
+        return str(error)
     library.block_attention_workspace.argtypes = [ctypes.POINTER(Call)]
     library.block_attention_workspace.restype = ctypes.c_int64
     library.block_attention.argtypes = [ctypes.POINTER(Call)]
