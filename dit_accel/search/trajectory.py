@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from dit_accel.errors import BadUsage
+from dit_accel.families.base import Family
 from dit_accel.generate import generate
 from dit_accel.loading import Model
 
@@ -43,7 +44,7 @@ class Trajectory:
 
     def error(self, letters: Sequence[str]) -> float:
         """Norm of E for (cond, uncond) rows of C compute, r reuse, s shared; the first step computes both."""
-        total = np.zeros(self.cond.shape[1])
+        last_cond = difference = total = np.zeros(self.cond.shape[1])
         for step, (c, u) in enumerate(zip(*letters, strict=True)):
             if c == "C":
                 last_cond = self.cond[step]
@@ -52,14 +53,14 @@ class Trajectory:
             used = last_cond + difference if u == "s" else self.uncond[step]
             wrong = self.guidance * (last_cond - self.cond[step])
             wrong = wrong + (1 - self.guidance) * (used - self.uncond[step])
-            total += self.weight[step] * wrong
+            total = total + self.weight[step] * wrong
         return float(np.linalg.norm(total))
 
 
 def record(model: Model, prompt: str, seed: int, arguments: Mapping[str, Any]) -> Trajectory:
     """Runs the pipeline densely. Raises BadUsage without guidance, or where no velocity is predicted."""
-    family, scheduler = model.family, model.pipe.scheduler
-    guidance = _guidance(model, arguments)
+    family, scheduler = _family(model), model.pipe.scheduler
+    guidance = _guidance(model, family, arguments)
     outputs: list[Tensor] = []
     hook = model.pipe.transformer.register_forward_hook(
         lambda module, args, output: outputs.append(output[0].detach().double())
@@ -92,8 +93,17 @@ def sketch(values: Tensor) -> np.ndarray:
     return torch.zeros(SKETCH, dtype=torch.float64).index_add_(0, places, flat).numpy()
 
 
-def _guidance(model: Model, arguments: Mapping[str, Any]) -> float:
-    name = model.family.guidance_argument
+def _family(model: Model) -> Family:
+    if model.family is None:
+        raise BadUsage(
+            f"asked for a search on {model.name}; {type(model.pipe).__name__} is of no known family. "
+            "Register one with dit_accel.register_family."
+        )
+    return model.family
+
+
+def _guidance(model: Model, family: Family, arguments: Mapping[str, Any]) -> float:
+    name = family.guidance_argument
     default = inspect.signature(model.pipe.__call__).parameters[name].default
     strength = float(arguments.get(name, default))
     if strength <= 1:

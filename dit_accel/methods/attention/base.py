@@ -116,8 +116,11 @@ def attend(
     bias = key_bias(visit.mask, k.shape[1])
     plan, order, back = _plan(grid, visit.num_text, visit.text_first, near, kind, q.shape[2], q.device)
     visit.note(LOCAL)
+    q, k, v = (x.index_select(1, order) for x in (q, k, v))
     out, _ = block_attention(
-        *(x.index_select(1, order) for x in (q, k, v)),
+        q,
+        k,
+        v,
         plan,
         scale=visit.scale,
         cached=cached,

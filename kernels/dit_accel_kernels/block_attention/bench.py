@@ -88,7 +88,9 @@ def measure(
 ) -> list[dict[str, Any]]:
     """One row per case: ms of each rival, dense SDPA's over ours, GFLOP/s on the blocks executed."""
     q, k, v, kept = (torch.randn(1, tokens, heads, width).to(dtype) for _ in range(4))
-    dense = [t.transpose(1, 2).contiguous() for t in (q, k, v)]  # SDPA's own layout: [B, H, N, D]
+    dense_q, dense_k, dense_v = dense = [
+        t.transpose(1, 2).contiguous() for t in (q, k, v)
+    ]  # SDPA's own layout
     rows = []
     for name, densities in CASES.items():
         plan = plan_of(tokens, heads, densities)
@@ -97,7 +99,7 @@ def measure(
             "ours": lambda p=plan, o=out, c=cached: block_attention(
                 q, k, v, p, out=o, cached=c if p.num_cached else None, backend=backend
             ),
-            "sdpa": lambda: F.scaled_dot_product_attention(*dense),
+            "sdpa": lambda: F.scaled_dot_product_attention(dense_q, dense_k, dense_v),
         }
         if flex:
             flex_run = flex_of(plan)
@@ -126,14 +128,14 @@ def break_even(
 ) -> dict[str, Any]:
     """The largest density, of those tried, at which the backend is no slower than dense SDPA; else 0."""
     q, k, v = (torch.randn(1, tokens, heads, width).to(dtype) for _ in range(3))
-    dense = [t.transpose(1, 2).contiguous() for t in (q, k, v)]
+    dense_q, dense_k, dense_v = (t.transpose(1, 2).contiguous() for t in (q, k, v))
     tried = {}
     for density in (1.0, 0.75, 0.5, 0.375, 0.25, 0.125, 0.0625):
         plan = plan_of(tokens, heads, (density,))
         ms = medians(
             {
                 "ours": lambda p=plan: block_attention(q, k, v, p, backend=backend),
-                "sdpa": lambda: F.scaled_dot_product_attention(*dense),
+                "sdpa": lambda: F.scaled_dot_product_attention(dense_q, dense_k, dense_v),
             },
             repeats,
         )
