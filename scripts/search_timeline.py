@@ -19,15 +19,14 @@ from dit_accel.loading import load
 from dit_accel.prompts import jobs
 from dit_accel.recipe import Recipe
 from dit_accel.results import append, lines_from
-from dit_accel.search.timeline import GOALS, made_by, search
-from dit_accel.search.trajectory import record
+from dit_accel.search.timeline import GOALS, made_by, search, trajectories_of
 
 
 def main(
     model: Annotated[str, typer.Argument(help="A folder, a toy's name or a Hub id.")],
     out: Annotated[Path, typer.Option(help="Recipes are written to OUT/MODEL/GOAL.toml.")] = Path("recipes"),
     steps: Annotated[int | None, typer.Option(help="Sampler steps; the model's own if not given.")] = None,
-    calibration: Annotated[int, typer.Option(help="Prompts whose dense runs are searched.")] = 6,
+    calibration: Annotated[int, typer.Option(help="Prompts whose dense runs are searched.")] = 4,
     measured: Annotated[int, typer.Option(help="Of these, prompts on which candidates are measured.")] = 2,
     held_out: Annotated[int, typer.Option(help="Prompts to verify on.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the first calibration prompt.")] = 1000,
@@ -42,7 +41,7 @@ def main(
     fresh = [job for job in jobs(loaded, None, calibration + held_out, seed + 500) if job.prompt not in known]
     dense = compare(loaded, Recipe.neutral(), calibrated[:1], arguments).columns["dense"].median_stages()
     share = dense["denoising"] / sum(dense.values())
-    trajectories = [record(loaded, job.prompt, job.seed, arguments) for job in calibrated]
+    trajectories = trajectories_of(loaded, calibrated, arguments, say)
     found = search(loaded, trajectories, calibrated[:measured], arguments, GOALS, share, say)
     for goal, (recipe, _) in found.items():
         result = compare(loaded, recipe, fresh[:held_out], arguments, Options(rival_steps="auto"))

@@ -1,6 +1,7 @@
 """A small search over timelines of one span: which visits of which branch are skipped.
 
-Dense runs of the calibration prompts tell which rows of letters cost least at an amount of work (`skips`);
+Dense runs of the calibration prompts (`trajectory`) tell which rows of letters cost least at an amount of
+work (`skips`);
 the best rows at several amounts are then measured by real generations beside the dense pipeline
 (`dit_accel.compare`). Of those as fast as a goal the one nearest to dense wins; a goal nobody reaches gets
 the fastest.
@@ -10,11 +11,15 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
+from dit_accel import api
 from dit_accel.compare import Comparison, Job, Options, compare
+from dit_accel.generate import generate
 from dit_accel.loading import Model
 from dit_accel.recipe import Recipe
 from dit_accel.search.skips import Actions, choose, letters, predicted_error, work
-from dit_accel.search.trajectory import Trajectory
+from dit_accel.search.trajectory import Trajectory, calibrate, record
 
 GOALS = {"safe": 1.25, "balanced": 1.6, "fast": 2.2}  # whole-pipeline speedups
 
@@ -47,6 +52,31 @@ def skips_for(speedup: float, steps: int, denoising: float) -> int:
     return min(2 * (steps - 1), max(0, math.ceil(2 * steps * share - 1e-9)))
 
 
+def trajectories_of(
+    model: Model, jobs: Sequence[Job], arguments: dict[str, Any], tell: Callable[[str], None]
+) -> list[Trajectory]:
+    """Dense runs of `jobs`, their weights calibrated by runs that skip one step of the whole span."""
+    blocks = _blocks(model)
+    found = []
+    for job in jobs:
+        run = record(model, job.prompt, job.seed, arguments)
+        steps = len(run.weight)
+
+        def skipped(step: int, job: Job = job, steps: int = steps) -> np.ndarray:
+            actions = tuple(2 * (each == step) for each in range(steps))
+            with api.accelerated(model.pipe, recipe_of(actions, model, blocks, "stored", "probe")):
+                return generate(model, job.prompt, arguments, job.seed).frames
+
+        found.append(calibrate(run, skipped))
+        factors = found[-1].weight / run.weight
+        tell(f"{job.prompt!r}: an error grows {factors.max():.2g} to {factors.min():.2g} times")
+    return found
+
+
+def _blocks(model: Model) -> int:
+    return len(model.pipe.transformer.get_submodule(model.family.blocks[0]))  # pyright: ignore
+
+
 def search(
     model: Model,
     trajectories: Sequence[Trajectory],
@@ -63,7 +93,7 @@ def search(
     For each of `slack` the rows are chosen for that many times the goal, since skipping is not free.
     """
     steps = len(trajectories[0].weight)
-    blocks = len(model.pipe.transformer.get_submodule(model.family.blocks[0]))  # pyright: ignore
+    blocks = _blocks(model)
     found: dict[str, tuple[Recipe, Comparison]] = {}
     for goal, wanted in goals.items():
         amounts = sorted({skips_for(wanted * more, steps, denoising) for more in slack})

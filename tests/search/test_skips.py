@@ -1,5 +1,6 @@
 """Predicted errors against a sampler written out, and the choice of rows against all rows there are."""
 
+import dataclasses
 from itertools import product
 
 import numpy as np
@@ -11,7 +12,7 @@ from dit_accel.families.pixart import PIXART
 from dit_accel.families.wan import WAN
 from dit_accel.loading import Model
 from dit_accel.search.skips import choose, letters, predicted_error, work
-from dit_accel.search.trajectory import Trajectory, record, sketch
+from dit_accel.search.trajectory import Trajectory, calibrate, record, sketch
 from dit_accel.testing import TINY
 
 
@@ -51,6 +52,23 @@ def test_letters_name_both_branches():
     assert letters((0, 1, 2, 0)) == ("CCrC", "CssC")
 
 
+def test_calibrated_weights_predict_what_single_skips_did():
+    run = dataclasses.replace(random_trajectory(8), frames=np.zeros((1, 2, 2, 3)))
+    growth = np.exp(np.linspace(3, -2, 8))
+
+    def skipped(step):
+        rows = tuple("C" * step + letter + "C" * (7 - step) for letter in "rs")
+        frames = np.zeros((1, 2, 2, 3))
+        frames.flat[0] = run.error(rows) * growth[step]
+        return frames
+
+    calibrated = calibrate(run, skipped, every=3)
+    # steps 1, 4 and 7 were run, those between are interpolated; step 0 is never skipped
+    assert np.allclose(calibrated.weight[1:], (run.weight * growth)[1:])
+    rows = ("CCCrCCCC", "CCCsCCCC")
+    assert calibrated.error(rows) == pytest.approx(run.error(rows) * growth[3])
+
+
 def test_a_sketch_keeps_distances():
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 3, 8, 16, 16, generator=generator) + 5
@@ -73,6 +91,7 @@ def test_a_dense_run_is_recorded_by_branch(case, family):
     assert np.allclose(run.cond[-1], sketch(cond)) and np.allclose(run.uncond[-1], sketch(uncond))
     assert run.cond.shape == run.uncond.shape == (3, 1024) and run.guidance == 3.0
     assert run.weight.shape == (3,) and (run.weight < 0).all()
+    assert run.frames.ndim == 4
 
 
 def test_a_search_without_guidance_is_refused():

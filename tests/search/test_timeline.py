@@ -1,11 +1,16 @@
 """The search over timelines: its candidates are legal, and it keeps the best that is fast enough."""
 
+import numpy as np
 import pytest
 
-from dit_accel import plan
+from dit_accel import api, loading, plan
+from dit_accel.compare import Job
+from dit_accel.families.wan import WAN
+from dit_accel.generate import generate
 from dit_accel.search import timeline
 from dit_accel.search.timeline import search, skips_for
 from dit_accel.sites import Denoiser
+from dit_accel.testing import TINY
 from tests.search.test_skips import random_trajectory
 
 STEPS = 12
@@ -14,9 +19,7 @@ STEPS = 12
 class Model:
     """What the search reads of a model."""
 
-    from dit_accel.families.wan import WAN as family
-
-    name = "tiny"
+    name, family = "tiny", WAN
 
     class pipe:
         class transformer:
@@ -63,3 +66,18 @@ def test_the_search_keeps_the_best_of_those_fast_enough(monkeypatch):
     assert recipe.choices["r"].parameters["gates"] == "current"
     assert found["never"][1].speedup() == 24 / 2
     assert any("no candidate reached" in line for line in said)
+
+
+def test_trajectories_are_calibrated_by_real_runs():
+    pipe = TINY["wan"].build(complete=True)
+    model = loading.Model("tiny", pipe, WAN, {}, True)
+    arguments = {"num_inference_steps": 9, "height": 32, "width": 32, "num_frames": 5, "guidance_scale": 3.0}
+    job, said = Job("a red ring", 3), []
+    (run,) = timeline.trajectories_of(model, [job], arguments, said.append)
+    rows = ("C" * 8 + "r", "C" * 8 + "s")
+    recipe = timeline.recipe_of((0,) * 8 + (2,), model, 4, "stored", "last")
+    with api.accelerated(pipe, recipe):
+        frames = generate(model, job.prompt, arguments, job.seed).frames
+    moved = float(np.linalg.norm(frames - run.frames))
+    assert moved > 0 and run.error(rows) == pytest.approx(moved, rel=1e-6)
+    assert len(said) == 1 and "an error grows" in said[0]
