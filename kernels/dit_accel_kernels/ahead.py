@@ -60,7 +60,7 @@ def measure(build: Build) -> Measured:
     # what a launch finds out about aligned pointers and strides
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if _is_aligned(n, types[n])}
     source = ASTSource(fn=build.kernel, signature=types, constexprs=constants, attrs=aligned)
-    options = {"num_warps": build.num_warps, "num_stages": build.num_stages}
+    options = {"num_warps": build.num_warps, "num_stages": build.num_stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=GPUTarget("cuda", build.arch, 32), options=options)
     return read(compiled.asm["cubin"], compiled.metadata.shared)
 

@@ -107,6 +107,7 @@ def block_attention(
             **sizes,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
+            enable_fp_fusion=True,  # Triton 3.10 turns it off unless asked
         )
 
 

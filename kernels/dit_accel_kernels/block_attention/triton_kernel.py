@@ -88,9 +88,8 @@ def attend_blocks(
     num_rows = (tl.load(Q_STARTS + q_block + 1) - q_start).to(tl.int32)
     rows = tl.arange(0, BLOCK_M)
     width = tl.arange(0, PADDED)
-    wide = width[None, :] < D
     here = rows < num_rows
-    inside = here[:, None] & wide
+    inside = _inside(here, width, D, PADDED)
 
     head_64 = head.to(tl.int64)
     q_base = Q + sample * q_b + q_start * q_n + head_64 * q_h
@@ -106,8 +105,7 @@ def attend_blocks(
     split = tl.load(SPLIT + row)
     last = tl.load(POINTERS + row + 1)
     emits = (kind == EMIT_RESIDUAL) | (kind == EMIT_TAIL)
-    if kind == COPY:  # out = 0 + cached: an ADD with an empty list
-        split = first
+    split = tl.where(kind == COPY, first, split)  # out = 0 + cached: an ADD with an empty list
 
     out_base = OUT + sample * out_b + q_start * out_n + head_64 * out_h
     outs = out_base + rows[:, None] * out_n + width[None, :]
@@ -137,7 +135,7 @@ def attend_blocks(
                 k = K.load([k_sample, start, head, 0]).reshape(BLOCK_N, PADDED)
             else:
                 k_base = K + sample * k_b + start_64 * k_n + head_64 * k_h
-                k_mask = seen[:, None] & wide
+                k_mask = _inside(seen, width, D, PADDED)
                 k = tl.load(k_base + columns[:, None] * k_n + width[None, :], mask=k_mask, other=0.0)
             scores = tl.dot(q, tl.trans(k.to(DOT)), input_precision="ieee")
             scores = scores * (scale * LOG2E) + bias[None, :]
@@ -153,23 +151,25 @@ def attend_blocks(
                 v = V.load([v_sample, start, head, 0]).reshape(BLOCK_N, PADDED)
             else:
                 v_base = V + sample * v_b + start_64 * v_n + head_64 * v_h
-                v_mask = seen[:, None] & wide
+                v_mask = _inside(seen, width, D, PADDED)
                 v = tl.load(v_base + columns[:, None] * v_n + width[None, :], mask=v_mask, other=0.0)
             acc = tl.dot(weights.to(DOT), v.to(DOT), acc, input_precision="ieee")
             top = new_top
-        if CACHED is not None and (emits & (part == 0)):
-            snapshot = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-            cached_base = CACHED + sample * cached_b + q_start * cached_n + slot * cached_s
-            cacheds = cached_base + rows[:, None] * cached_n + width[None, :]
-            high = snapshot.to(CACHED.dtype.element_ty)
-            tl.store(cacheds, high, mask=inside)
-            if kind == EMIT_RESIDUAL:
-                # what `cached` rounds away waits in `out`, which nobody has written yet
-                tl.store(outs, (snapshot - high.to(tl.float32)).to(OUT.dtype.element_ty), mask=inside)
-            if CACHED_LSE is not None:
-                tail_base = CACHED_LSE + sample * tail_b + q_start * tail_n + slot * tail_s
-                tail = _log_sum(top, total) * LN2
-                tl.store(tail_base + rows * tail_n, tail, mask=here & (kind == EMIT_TAIL))
+        if CACHED is not None:
+            if emits & (part == 0):
+                snapshot = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+                cached_base = CACHED + sample * cached_b + q_start * cached_n + slot * cached_s
+                cacheds = cached_base + rows[:, None] * cached_n + width[None, :]
+                high = snapshot.to(CACHED.dtype.element_ty)
+                tl.store(cacheds, high, mask=inside)
+                if kind == EMIT_RESIDUAL:
+                    # what `cached` rounds away waits in `out`, which nobody has written yet
+                    low = snapshot - high.to(tl.float32)
+                    tl.store(outs, low.to(OUT.dtype.element_ty), mask=inside)
+                if CACHED_LSE is not None:
+                    tail_base = CACHED_LSE + sample * tail_b + q_start * tail_n + slot * tail_s
+                    tail = _log_sum(top, total) * LN2
+                    tl.store(tail_base + rows * tail_n, tail, mask=here & (kind == EMIT_TAIL))
 
     result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     lse = _log_sum(top, total)
@@ -198,6 +198,15 @@ def attend_blocks(
     tl.store(outs, result.to(OUT.dtype.element_ty), mask=inside)
     lse_base = LSE + sample * lse_b + q_start * lse_n + head_64 * lse_h
     tl.store(lse_base + rows * lse_n, lse * LN2, mask=here)
+
+
+@triton.jit
+def _inside(rows, width, D: tl.constexpr, PADDED: tl.constexpr):
+    """The mask of a [rows, PADDED] tile; a width that needs no padding costs nothing."""
+    mask = rows[:, None]
+    if D != PADDED:
+        mask = mask & (width[None, :] < D)
+    return mask
 
 
 @triton.jit
