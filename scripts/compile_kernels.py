@@ -1,9 +1,9 @@
 """Compile every Triton kernel for devices that are not here, and compare it with its committed budget.
 
-python scripts/compile_kernels.py                 every build; the exit status is 1 where one is over its budget
+python scripts/compile_kernels.py                 every build; exit status 1 where one is over its budget
 python scripts/compile_kernels.py "sm_90 D=128"   those whose names contain this
-python scripts/compile_kernels.py --write         take what came out as the new budget of the installed Triton
-python scripts/compile_kernels.py --search 90 128 compile candidate tiles of one device and head width, keep nothing
+python scripts/compile_kernels.py --write         what came out is the new budget of the installed Triton
+python scripts/compile_kernels.py --search 90 128 candidate tiles of one device and head width
 """
 
 import argparse
@@ -65,7 +65,9 @@ def main() -> int:
         wrong = [text for name, each in measured.items() for text in ahead.rules(known[name], each)]
     else:
         budget = ahead.read_budget(BUDGETS)
-        wrong = [text for name, each in measured.items() for text in ahead.complaints(known[name], each, budget)]
+        wrong = [
+            text for name, each in measured.items() for text in ahead.complaints(known[name], each, budget)
+        ]
     print("\n".join([f"{len(measured)} builds with Triton {triton.__version__}", *wrong]))
     return int(bool(wrong))
 

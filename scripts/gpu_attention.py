@@ -1,4 +1,4 @@
-"""block_attention on a device: is it right, which tiles are fastest, and what does it reach beside its rivals.
+"""block_attention on a device: is it right, which tiles are fastest, what does it reach beside its rivals.
 
 Three slices of scripts/gpu_suite.py; a rehearsal runs them on a CPU with the reference in place of Triton.
 TFLOP/s count the block pairs that are attended, 4 * 128 * 128 * D operations each, and no masked ones.
@@ -57,7 +57,9 @@ def check_case(suite: Any, name: str, dtype: torch.dtype) -> str:
 
 def on_device(suite: Any, call: Call) -> dict[str, Tensor]:
     """The op's results for a call on the suite's device, back on the CPU."""
-    moved = {n: t.to(suite.device, copy=True) for n, t in call.options.items()}  # emitting heads write into these
+    moved = {
+        n: t.to(suite.device, copy=True) for n, t in call.options.items()
+    }  # emitting heads write into these
     arguments = [_as_strided(t, suite.device) for t in (call.q, call.k, call.v)]
     plan = call.plan.to(suite.device)
     out, lse = block_attention(*arguments, plan, backend=_backend(suite), **moved)
@@ -134,7 +136,7 @@ def bench_density(suite: Any, label: str, densities: tuple[float, ...]) -> str:
 
 
 def bench_tiles(suite: Any) -> str:
-    """fastvideo-kernel's sliding tile attention at one of its shapes, 36x48x48 in tiles of 6x8x8, windows of 3."""
+    """fastvideo-kernel's sliding tile attention, 36x48x48 tokens in tiles of 6x8x8, windows of 3 tiles."""
     from fastvideo_kernel import sliding_tile_attention  # pyright: ignore[reportMissingImports]
 
     grid, heads, width = (6, 6, 6), 24, 128
@@ -176,7 +178,9 @@ def window_plan(tokens: int, densities: list[float], device: torch.device) -> Bl
     kinds = [Kind.ATTEND] * len(densities)
     patterns = sorted(set(densities))
     near, starts = lists(tokens, patterns), starts_of(tokens, BLOCK)
-    return plan_blocks(near, starts, starts, kinds, [patterns.index(d) for d in densities], block=BLOCK, device=device)
+    return plan_blocks(
+        near, starts, starts, kinds, [patterns.index(d) for d in densities], block=BLOCK, device=device
+    )
 
 
 def dense_rows(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable[[], Any]]:
@@ -245,14 +249,22 @@ def report(
     for name, each in times.items():
         speed = {} if dense is None else {"speedup": dense / each}
         suite.record(
-            what="op", model="block_attention", name=name, shape=shape, dtype="bfloat16", seconds=each, **speed
+            what="op",
+            model="block_attention",
+            name=name,
+            shape=shape,
+            dtype="bfloat16",
+            seconds=each,
+            **speed,
         )
     said = ", ".join(f"{name} {1e3 * each:.2f} ms" for name, each in times.items())
     ideal = "" if dense is None else f", {dense * plan.density / times['dit_accel']:.2f} of ideal"
     return f"{tera:.3g} TFLOP/s on attended blocks{ideal}; {said}"
 
 
-def _runner(suite: Any, config: Config | None = None) -> Callable[[Tensor, Tensor, Tensor, BlockPlan], Tensor]:
+def _runner(
+    suite: Any, config: Config | None = None
+) -> Callable[[Tensor, Tensor, Tensor, BlockPlan], Tensor]:
     """Ours, with given tiles or the committed ones."""
 
     def run(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> Tensor:

@@ -66,7 +66,9 @@ def test_the_library_imports_only_what_it_declares():
                 names = [node.module]
             for root in {name.partition(".")[0] for name in names} - sys.stdlib_module_names:
                 name = {"PIL": "pillow"}.get(root, root)
-                assert name in known | optional, f"{path}:{node.lineno}: {root} is not among the hard dependencies"
+                assert name in known | optional, (
+                    f"{path}:{node.lineno}: {root} is not among the hard dependencies"
+                )
 
 
 def _lines(file: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Compile Triton kernels for devices that are not here, and hold registers, spills and opcodes to a budget.
 
-Triton needs no driver for this; the disassembler comes in its wheel. A budget belongs to one version of Triton,
-because every version allocates registers anew.
+Triton needs no driver for this; the disassembler comes in its wheel. A budget belongs to one version of
+Triton, because every version allocates registers anew.
 """
 
 import json
@@ -66,7 +66,9 @@ def measure(build: Build) -> Measured:
 
 
 def _is_aligned(name: str, kind: str) -> bool:
-    return kind.startswith("*") or (kind == "i32" and bool(re.fullmatch(r"[a-z]+_[a-z]", name)))  # q_n: a stride
+    return kind.startswith("*") or (
+        kind == "i32" and bool(re.fullmatch(r"[a-z]+_[a-z]", name))
+    )  # q_n: a stride
 
 
 def read(cubin: bytes, shared: int) -> Measured:

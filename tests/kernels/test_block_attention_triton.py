@@ -1,7 +1,8 @@
 """block_attention in Triton without a device: the interpreter against the equations, and what is refused.
 
-The interpreter proves index arithmetic and the meaning of every kind. It shows no race, no layout fault and no
-speed, and it cannot calculate in bfloat16. Its flag is read when a kernel is imported: hence the own process.
+The interpreter proves index arithmetic and the meaning of every kind. It shows no race, no layout fault and
+no speed, and it cannot calculate in bfloat16. Its flag is read when a kernel is imported: hence the own
+process.
 """
 
 import importlib.util
@@ -28,7 +29,7 @@ NUMPY = tuple(int(part) for part in numpy.__version__.split(".")[:2])
 interpreted = pytest.mark.skipif(
     TRITON < (3, 9) and NUMPY >= (2, 4), reason="the interpreter of this Triton needs numpy < 2.4"
 )
-# A 128 x 128 pair of blocks takes 40 to 90 ms in the interpreter: these cases cover every kind, option and width.
+# A 128 x 128 pair of blocks takes 40 to 90 ms in the interpreter: these cover every kind, option and width.
 CASES = {
     "float32": [
         *("one_token", "cross_short_keys", "cross_long_keys", "empty_lists"),
@@ -86,7 +87,7 @@ def call(width: int = 64, dtype: torch.dtype = torch.float16, block: int = 128) 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (call(), "needs a CUDA device, or TRITON_INTERPRET=1"),
+        (call(), "needs a CUDA device, or TRITON_INTERPRET=1 before"),
         (call(width=80), "head width 80 is none of 32, 64, 72, 96, 128"),
         (call(dtype=torch.float64), "q, k and v of one dtype, float32, float16, bfloat16; got float64"),
         (call() | {"k": torch.zeros(1, 10, 1, 64)}, "got float16, float32, float16"),

@@ -1,8 +1,8 @@
 """block_attention in Triton: one launch over the plan's work, every kind of head in it.
 
-Runs on CUDA devices from sm_80 on, and with TRITON_INTERPRET=1 on the CPU, to test it. Tile sizes are read from
-`triton_configs.json`; nothing is tuned while a pipeline runs. Keys that no query of a call sees may hold
-anything, as long as they are named by `valid_keys` or a `key_bias` of -inf.
+Runs on CUDA devices from sm_80 on, and with TRITON_INTERPRET=1 on the CPU, to test it. Tile sizes are read
+from `triton_configs.json`; nothing is tuned while a pipeline runs. Keys beyond `valid_keys`, and keys with a
+`key_bias` of -inf, may hold anything.
 """
 
 from contextlib import nullcontext
@@ -28,7 +28,9 @@ LARGEST_BLOCK = 128
 def why_not(*, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, **_: Any) -> str | None:
     """The reason why these tensors cannot go through Triton here, or None."""
     if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
-        return f"it takes q, k and v of one dtype, {_names(DTYPES)}; got {_names((q.dtype, k.dtype, v.dtype))}"
+        return (
+            f"it takes q, k and v of one dtype, {_names(DTYPES)}; got {_names((q.dtype, k.dtype, v.dtype))}"
+        )
     if q.shape[-1] not in HEAD_WIDTHS:
         return f"head width {q.shape[-1]} is none of {', '.join(map(str, HEAD_WIDTHS))}"
     if plan.block > LARGEST_BLOCK:
@@ -48,7 +50,7 @@ def _why_not_interpreted(q: Tensor) -> str | None:
 
 def _why_not_device(q: Tensor) -> str | None:
     if not q.is_cuda:
-        return f"it needs a CUDA device, or TRITON_INTERPRET=1 before it is imported; the tensors are on {q.device}"
+        return f"it needs a CUDA device, or TRITON_INTERPRET=1 before its import; q is on {q.device}"
     if torch.version.hip:
         return "its tiles are chosen for NVIDIA devices only"
     major, minor = torch.cuda.get_device_capability(q.device)
@@ -80,7 +82,9 @@ def block_attention(
     """
     for name, tensor in (("out", out), ("cached", cached)):
         if tensor is not None and tensor.stride(-1) != 1:
-            raise ValueError(f"block_attention: {name} must have a contiguous head width, strides {tensor.stride()}")
+            raise ValueError(
+                f"block_attention: {name} must have a contiguous head width, strides {tensor.stride()}"
+            )
     items = plan.work.shape[0] * q.shape[0]
     if not items:
         return

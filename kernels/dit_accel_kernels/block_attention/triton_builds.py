@@ -1,4 +1,4 @@
-"""The ways block_attention's Triton kernel is compiled ahead of time: every committed config, and its variants."""
+"""How block_attention's Triton kernel is compiled ahead of time: every committed config and its variants."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +15,18 @@ ARCHITECTURES = (80, 89, 90, 100)
 DTYPES = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}
 MATRIX = {80: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 HOT = (64, 128)  # head widths of nearly all video and image models
-INT32 = ("VALID_KEYS", "Q_STARTS", "K_STARTS", "PATTERN", "KIND", "SLOT", "POINTERS", "SPLIT", "INDICES", "WORK")
+INT32 = (
+    "VALID_KEYS",
+    "Q_STARTS",
+    "K_STARTS",
+    "PATTERN",
+    "KIND",
+    "SLOT",
+    "POINTERS",
+    "SPLIT",
+    "INDICES",
+    "WORK",
+)
 FLOAT32 = ("LSE", "CACHED_LSE", "KEY_BIAS")
 ALWAYS_ONE = ("lse_h", "tail_s", "bias_n")  # strides of dense tensors: a launch makes them constants
 

@@ -1,7 +1,7 @@
 """Which tile sizes the Triton backend uses: read from `triton_configs.json`, by device, head width and dtype.
 
-The file is written by hand from what `scripts/compile_kernels.py` finds free of spills and, on a device, from the
-tuning slice of `scripts/gpu_suite.py`; `tuned` says which devices have had that.
+The file is written by hand from what `scripts/compile_kernels.py` finds free of spills and, on a device, from
+the tuning slice of `scripts/gpu_suite.py`; `tuned` says which devices have had that.
 """
 
 import functools
@@ -33,7 +33,7 @@ def architecture(capability: tuple[int, int]) -> int:
 
 @functools.cache
 def config_for(capability: tuple[int, int], width: int, bits: int, block: int) -> Config:
-    """The committed choice for a device, a head width, 16 or 32 bits, and blocks of up to 64 or 128 tokens."""
+    """The committed choice for a device, a head width, 16 or 32 bits, and blocks of up to 64 or 128."""
     padded = 1 << (width - 1).bit_length()
     rows = 64 if block <= 64 else 128
     return table()[architecture(capability), padded, bits, rows]

@@ -2,7 +2,7 @@
 
 What Triton 3.6 and 3.9 both compile, and the interpreter of both runs: arithmetic in float32 and int32 only
 (16-bit types are loaded, stored and multiplied as matrices), no block pointers, no inline assembly.
-Online softmax in base 2 (log2 e is folded into the scale), as in arXiv:2205.14135; the kinds are those of `plan.Kind`.
+Online softmax in base 2 (log2 e is folded into the scale), as in arXiv:2205.14135; the kinds are `plan.Kind`.
 """
 
 import triton
@@ -20,11 +20,11 @@ EMIT_RESIDUAL = tl.constexpr(5)
 EMIT_TAIL = tl.constexpr(6)
 
 
-# Sizes that change from call to call would otherwise compile anew when they happen to be 1 or a multiple of 16.
+# Sizes that change from call to call would otherwise compile anew where they are 1 or a multiple of 16.
 @triton.jit(do_not_specialize=["num_q_blocks", "num_keys", "batch"])
 def attend_blocks(
     Q,  # [B, Nq, H, D]
-    K,  # [B or 1, Nk, H, D]: a pointer, or with DESCRIPTORS a tensor descriptor of [1, BLOCK_N, 1, PADDED] boxes
+    K,  # [B or 1, Nk, H, D]: a pointer, or with DESCRIPTORS a descriptor of [1, BLOCK_N, 1, PADDED] boxes
     V,  # likewise
     OUT,  # [B, Nq, H, D]
     LSE,  # [B, Nq, H] float32
@@ -155,7 +155,7 @@ def attend_blocks(
                 v = tl.load(v_base + columns[:, None] * v_n + width[None, :], mask=v_mask, other=0.0)
             acc = tl.dot(weights.to(DOT), v.to(DOT), acc, input_precision="ieee")
             top = new_top
-        if CACHED is not None:
+        if CACHED is not None:  # noqa: SIM102  (this is known when compiling, the rest is not)
             if emits & (part == 0):
                 snapshot = acc / tl.where(total == 0.0, 1.0, total)[:, None]
                 cached_base = CACHED + sample * cached_b + q_start * cached_n + slot * cached_s
@@ -218,7 +218,7 @@ def _log_sum(top, total):
 
 @triton.jit
 def _merge_weights(a, b):
-    """Weights of two parts from their log-sums in base 2, and the log-sum of both; zeros where both are empty."""
+    """Weights of two parts from their log-sums in base 2 and the log-sum of both; zeros if both are empty."""
     top = tl.maximum(a, b)
     shift = tl.where(top == MINUS_INF, 0.0, top)
     weight_a = tl.exp2(a - shift)
