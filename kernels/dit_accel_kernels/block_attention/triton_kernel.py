@@ -94,7 +94,8 @@ def attend_blocks(
     head_64 = head.to(tl.int64)
     q_base = Q + sample * q_b + q_start * q_n + head_64 * q_h
     # a copied head attends nothing: its query is not even read
-    q = tl.load(q_base + rows[:, None] * q_n + width[None, :], mask=inside & (kind != COPY), other=0.0)
+    asks = _inside(rows < tl.where(kind == COPY, 0, num_rows), width, D, PADDED)
+    q = tl.load(q_base + rows[:, None] * q_n + width[None, :], mask=asks, other=0.0)
     q = q.to(DOT)
     valid = num_keys
     if VALID_KEYS is not None:
@@ -108,80 +109,65 @@ def attend_blocks(
     split = tl.where(kind == COPY, first, split)  # out = 0 + cached: an ADD with an empty list
 
     out_base = OUT + sample * out_b + q_start * out_n + head_64 * out_h
-    outs = out_base + rows[:, None] * out_n + width[None, :]
     top = tl.full([BLOCK_M], MINUS_INF, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, PADDED], tl.float32)
-    parts = 1 + emits.to(tl.int32)
-    for part in range(0, parts):
-        # the tail is what stands alone, so it comes first there; elsewhere the near list does
-        is_rest = (kind == EMIT_TAIL) != (part == 1)
-        lo = tl.where(is_rest, split, first)
-        hi = tl.where(is_rest, last, split)
-        for tile in tl.range(lo * TILES, hi * TILES, num_stages=STAGES):
-            k_block = tl.load(INDICES + tile // TILES)
-            start = tl.load(K_STARTS + k_block) + (tile % TILES) * BLOCK_N
-            stop = tl.minimum(tl.load(K_STARTS + k_block + 1), valid)
-            columns = tl.arange(0, BLOCK_N)
-            seen = start + columns < stop
-            bias = tl.where(seen, 0.0, MINUS_INF)
-            start_64 = start.to(tl.int64)
-            if KEY_BIAS is not None:
-                biases = KEY_BIAS + sample * bias_b + head_64 * bias_h + start_64 * bias_n
-                bias = tl.load(biases + columns * bias_n, mask=seen, other=MINUS_INF).to(tl.float32) * LOG2E
-                seen = bias > MINUS_INF
-            if DESCRIPTORS:
-                k_sample = sample.to(tl.int32) * (k_b != 0).to(tl.int32)
-                k = K.load([k_sample, start, head, 0]).reshape(BLOCK_N, PADDED)
-            else:
-                k_base = K + sample * k_b + start_64 * k_n + head_64 * k_h
-                k_mask = _inside(seen, width, D, PADDED)
-                k = tl.load(k_base + columns[:, None] * k_n + width[None, :], mask=k_mask, other=0.0)
-            scores = tl.dot(q, tl.trans(k.to(DOT)), input_precision="ieee")
-            scores = scores * (scale * LOG2E) + bias[None, :]
-            new_top = tl.maximum(top, tl.max(scores, 1))
-            # a row that has seen nothing has a maximum of -inf, and -inf - -inf is NaN: shift it by 0 instead
-            shift = tl.where(new_top == MINUS_INF, 0.0, new_top)
-            weights = tl.exp2(scores - shift[:, None])
-            decay = tl.exp2(top - shift)
-            total = total * decay + tl.sum(weights, 1)
-            acc = acc * decay[:, None]
-            if DESCRIPTORS:
-                v_sample = sample.to(tl.int32) * (v_b != 0).to(tl.int32)
-                v = V.load([v_sample, start, head, 0]).reshape(BLOCK_N, PADDED)
-            else:
-                v_base = V + sample * v_b + start_64 * v_n + head_64 * v_h
-                v_mask = _inside(seen, width, D, PADDED)
-                v = tl.load(v_base + columns[:, None] * v_n + width[None, :], mask=v_mask, other=0.0)
-            acc = tl.dot(weights.to(DOT), v.to(DOT), acc, input_precision="ieee")
-            top = new_top
-        if CACHED is not None:  # noqa: SIM102  (this is known when compiling, the rest is not)
-            if emits & (part == 0):
-                snapshot = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-                cached_base = CACHED + sample * cached_b + q_start * cached_n + slot * cached_s
-                cacheds = cached_base + rows[:, None] * cached_n + width[None, :]
-                high = snapshot.to(CACHED.dtype.element_ty)
-                tl.store(cacheds, high, mask=inside)
-                if kind == EMIT_RESIDUAL:
-                    # what `cached` rounds away waits in `out`, which nobody has written yet
-                    low = snapshot - high.to(tl.float32)
-                    tl.store(outs, low.to(OUT.dtype.element_ty), mask=inside)
-                if CACHED_LSE is not None:
-                    tail_base = CACHED_LSE + sample * tail_b + q_start * tail_n + slot * tail_s
-                    tail = _log_sum(top, total) * LN2
-                    tl.store(tail_base + rows * tail_n, tail, mask=here & (kind == EMIT_TAIL))
+    # The tail is what stands alone, so it is walked first there; elsewhere the near list is. Two walks one
+    # after the other: in a loop over both, what lies between them would hold registers all the time.
+    rest_first = kind == EMIT_TAIL
+    one_lo = tl.where(rest_first, split, first)
+    one_hi = tl.where(rest_first, last, split)
+    two_lo = tl.where(rest_first, first, split)
+    two_hi = tl.where(emits, tl.where(rest_first, split, last), two_lo)
+    # fmt: off
+    top, total, acc = _walk(
+        top, total, acc, one_lo, one_hi,
+        q, K, V, KEY_BIAS, K_STARTS, INDICES, sample, head, valid, scale,
+        k_b, k_n, k_h, v_b, v_n, v_h, bias_b, bias_h, bias_n,
+        D, PADDED, BLOCK_N, TILES, DESCRIPTORS, STAGES, DOT,
+    )
+    # fmt: on
+    if CACHED is not None:  # noqa: SIM102  (this is known when compiling, the rest is not)
+        if emits:
+            snapshot = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+            cached_base = CACHED + sample * cached_b + q_start * cached_n + slot * cached_s
+            cacheds = cached_base + rows[:, None] * cached_n + width[None, :]
+            high = snapshot.to(CACHED.dtype.element_ty)
+            tl.store(cacheds, high, mask=inside)
+            if kind == EMIT_RESIDUAL:
+                # what `cached` rounds away waits in `out`, which nobody has written yet
+                low = snapshot - high.to(tl.float32)
+                outs = out_base + rows[:, None] * out_n + width[None, :]
+                tl.store(outs, low.to(OUT.dtype.element_ty), mask=inside)
+            if CACHED_LSE is not None:
+                tail_base = CACHED_LSE + sample * tail_b + q_start * tail_n + slot * tail_s
+                tail = _log_sum(top, total) * LN2
+                keeps = rows < tl.where(kind == EMIT_TAIL, num_rows, 0)
+                tl.store(tail_base + rows * tail_n, tail, mask=keeps)
+
+    # fmt: off
+    top, total, acc = _walk(
+        top, total, acc, two_lo, two_hi,
+        q, K, V, KEY_BIAS, K_STARTS, INDICES, sample, head, valid, scale,
+        k_b, k_n, k_h, v_b, v_n, v_h, bias_b, bias_h, bias_n,
+        D, PADDED, BLOCK_N, TILES, DESCRIPTORS, STAGES, DOT,
+    )
+    # fmt: on
 
     result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    outs = out_base + rows[:, None] * out_n + width[None, :]
     lse = _log_sum(top, total)
     if CACHED is not None:
         cached_base = CACHED + sample * cached_b + q_start * cached_n + slot * cached_s
         cacheds = cached_base + rows[:, None] * cached_n + width[None, :]
         reads = (kind == COPY) | (kind == ADD) | (kind == MERGE)
-        cached = tl.load(cacheds, mask=inside & reads, other=0.0).to(tl.float32)
+        wants = _inside(rows < tl.where(reads, num_rows, 0), width, D, PADDED)
+        cached = tl.load(cacheds, mask=wants, other=0.0).to(tl.float32)
         if CACHED_LSE is not None:
             tail_base = CACHED_LSE + sample * tail_b + q_start * tail_n + slot * tail_s
             merges = kind == MERGE
-            tail = tl.load(tail_base + rows * tail_n, mask=here & merges, other=MINUS_INF).to(tl.float32)
+            tails = rows < tl.where(merges, num_rows, 0)
+            tail = tl.load(tail_base + rows * tail_n, mask=tails, other=MINUS_INF).to(tl.float32)
             ours, theirs, both = _merge_weights(lse, tail * LOG2E)
             lse = tl.where(merges, both, lse)
             ours = tl.where(merges, ours, 1.0)
@@ -198,6 +184,83 @@ def attend_blocks(
     tl.store(outs, result.to(OUT.dtype.element_ty), mask=inside)
     lse_base = LSE + sample * lse_b + q_start * lse_n + head_64 * lse_h
     tl.store(lse_base + rows * lse_n, lse * LN2, mask=here)
+
+
+@triton.jit
+def _walk(
+    top,  # [BLOCK_M]: maximum of the scores so far
+    total,  # [BLOCK_M]: sum of the weights
+    acc,  # [BLOCK_M, PADDED]: weighted sum of the values
+    lo,
+    hi,  # from where to where in INDICES
+    q,
+    K,
+    V,
+    KEY_BIAS,
+    K_STARTS,
+    INDICES,
+    sample,
+    head,
+    valid,  # keys of this sample
+    scale,
+    k_b,
+    k_n,
+    k_h,
+    v_b,
+    v_n,
+    v_h,
+    bias_b,
+    bias_h,
+    bias_n,
+    D: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    TILES: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    STAGES: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """Attends the key blocks of a list, going on from a running softmax."""
+    head_64 = head.to(tl.int64)
+    width = tl.arange(0, PADDED)
+    for tile in tl.range(lo * TILES, hi * TILES, num_stages=STAGES):
+        k_block = tl.load(INDICES + tile // TILES)
+        start = tl.load(K_STARTS + k_block) + (tile % TILES) * BLOCK_N
+        stop = tl.minimum(tl.load(K_STARTS + k_block + 1), valid)
+        columns = tl.arange(0, BLOCK_N)
+        seen = start + columns < stop
+        bias = tl.where(seen, 0.0, MINUS_INF)
+        start_64 = start.to(tl.int64)
+        if KEY_BIAS is not None:
+            biases = KEY_BIAS + sample * bias_b + head_64 * bias_h + start_64 * bias_n
+            bias = tl.load(biases + columns * bias_n, mask=seen, other=MINUS_INF).to(tl.float32) * LOG2E
+            seen = bias > MINUS_INF
+        if DESCRIPTORS:
+            k_sample = sample.to(tl.int32) * (k_b != 0).to(tl.int32)
+            k = K.load([k_sample, start, head, 0]).reshape(BLOCK_N, PADDED)
+        else:
+            k_base = K + sample * k_b + start_64 * k_n + head_64 * k_h
+            k_mask = _inside(seen, width, D, PADDED)
+            k = tl.load(k_base + columns[:, None] * k_n + width[None, :], mask=k_mask, other=0.0)
+        scores = tl.dot(q, tl.trans(k.to(DOT)), input_precision="ieee")
+        scores = scores * (scale * LOG2E) + bias[None, :]
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        # a row that has seen nothing has a maximum of -inf, and -inf - -inf is NaN: shift it by 0 instead
+        shift = tl.where(new_top == MINUS_INF, 0.0, new_top)
+        weights = tl.exp2(scores - shift[:, None])
+        decay = tl.exp2(top - shift)
+        total = total * decay + tl.sum(weights, 1)
+        acc = acc * decay[:, None]
+        if DESCRIPTORS:
+            v_sample = sample.to(tl.int32) * (v_b != 0).to(tl.int32)
+            v = V.load([v_sample, start, head, 0]).reshape(BLOCK_N, PADDED)
+        else:
+            v_base = V + sample * v_b + start_64 * v_n + head_64 * v_h
+            v_mask = _inside(seen, width, D, PADDED)
+            v = tl.load(v_base + columns[:, None] * v_n + width[None, :], mask=v_mask, other=0.0)
+        acc = tl.dot(weights.to(DOT), v.to(DOT), acc, input_precision="ieee")
+        top = new_top
+    return top, total, acc
 
 
 @triton.jit
@@ -218,7 +281,7 @@ def _log_sum(top, total):
 
 @triton.jit
 def _merge_weights(a, b):
-    """Weights of two parts from their log-sums in base 2 and the log-sum of both; zeros if both are empty."""
+    """Weights of two parts from their log-sums in base 2 and the log-sum of both; zeros for none."""
     top = tl.maximum(a, b)
     shift = tl.where(top == MINUS_INF, 0.0, top)
     weight_a = tl.exp2(a - shift)
