@@ -63,6 +63,8 @@ def main() -> int:
     if given.write:
         ahead.write_budget(BUDGETS, [(name, ahead.line_of(each)) for name, each in measured.items()])
         wrong = [text for name, each in measured.items() for text in ahead.rules(known[name], each)]
+    elif not ahead.budget_file(BUDGETS).is_file():
+        wrong = [f"there is no {ahead.budget_file(BUDGETS).name} in {BUDGETS}: --write makes it of these"]
     else:
         budget = ahead.read_budget(BUDGETS)
         wrong = [
