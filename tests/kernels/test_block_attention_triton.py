@@ -52,6 +52,21 @@ for case in ("one_token", "cross_short_keys", "all_kinds_strided"):
 assert len(used) == 6, used
 """
 
+# values around 100 and a residual of about 1: a near part rounded to float16 would be wrong by 0.03
+RESIDUAL = """
+import torch
+from dit_accel_kernels.block_attention import Kind, block_attention, plan_blocks, starts_of
+q, k, v = torch.randn(3, 1, 32, 1, 32, generator=torch.Generator().manual_seed(0)).half()
+v += 100
+plan = plan_blocks(torch.eye(2)[None], starts_of(32, 16), starts_of(32, 16), [Kind.EMIT_RESIDUAL], block=16)
+ours = torch.full((1, 32, 1, 32), float("nan")).half()
+exact = ours.double()
+block_attention(q, k, v, plan, cached=ours, backend="triton")
+block_attention(q.double(), k.double(), v.double(), plan, cached=exact, backend="reference")
+error = (ours - exact).abs().max().item()
+assert error <= torch.finfo(torch.float16).eps * exact.abs().max().item(), error
+"""
+
 
 def interpret(*command: str) -> str:
     """What a command printed, in a process whose kernels are interpreted."""
@@ -76,6 +91,11 @@ def test_every_kind_is_as_accurate_as_plain_torch_in_the_interpreter(dtype: str)
 @interpreted
 def test_keys_and_values_through_descriptors_are_as_accurate():
     interpret("-c", DESCRIBED)
+
+
+@interpreted
+def test_an_emitted_residual_is_rounded_once():
+    interpret("-c", RESIDUAL)
 
 
 def call(width: int = 64, dtype: torch.dtype = torch.float16, block: int = 128) -> dict:
