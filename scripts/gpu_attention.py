@@ -57,12 +57,11 @@ def check_case(suite: Any, name: str, dtype: torch.dtype) -> str:
 
 def on_device(suite: Any, call: Call) -> dict[str, Tensor]:
     """The op's results for a call on the suite's device, back on the CPU."""
-    moved = {
-        n: t.to(suite.device, copy=True) for n, t in call.options.items()
-    }  # emitting heads write into these
-    arguments = [_as_strided(t, suite.device) for t in (call.q, call.k, call.v)]
+    # emitting heads write into these
+    moved = {n: t.to(suite.device, copy=True) for n, t in call.options.items()}
+    q, k, v = (_as_strided(t, suite.device) for t in (call.q, call.k, call.v))
     plan = call.plan.to(suite.device)
-    out, lse = block_attention(*arguments, plan, backend=_backend(suite), **moved)
+    out, lse = block_attention(q, k, v, plan, backend=_backend(suite), **moved)
     results = {"out": out, "lse": lse} | {n: moved[n] for n in ("cached", "cached_lse") if n in moved}
     return {name: tensor.cpu() for name, tensor in results.items()}
 
@@ -185,11 +184,11 @@ def window_plan(tokens: int, densities: list[float], device: torch.device) -> Bl
 
 def dense_rows(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable[[], Any]]:
     """Dense attention by every implementation that PyTorch has here."""
-    turned = [t.transpose(1, 2) for t in (q, k, v)]
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
 
     def run(backend: SDPBackend) -> Tensor:
         with sdpa_kernel(backend):
-            return scaled_dot_product_attention(*turned)
+            return scaled_dot_product_attention(q, k, v)
 
     names = {"sdpa_cudnn": SDPBackend.CUDNN_ATTENTION, "sdpa_flash": SDPBackend.FLASH_ATTENTION}
     return {name: functools.partial(run, backend) for name, backend in names.items()}
@@ -204,8 +203,8 @@ def flex_row(q: Tensor, k: Tensor, v: Tensor, near: Tensor) -> Callable[[], Any]
     none = torch.zeros_like(counts), torch.zeros_like(order)
     mask = BlockMask.from_kv_blocks(*none, counts, order, BLOCK_SIZE=BLOCK)
     compiled = torch.compile(flex_attention, dynamic=False)
-    turned = [t.transpose(1, 2) for t in (q, k, v)]
-    return lambda: compiled(*turned, block_mask=mask)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return lambda: compiled(q, k, v, block_mask=mask)
 
 
 def seconds(suite: Any, rows: dict[str, Callable[[], Any]]) -> dict[str, float]:
