@@ -27,7 +27,7 @@ BATCH = 128
 
 
 def words_of_things(scene: Scene) -> list[tuple[int, int, int, int]]:
-    """For each word that describes a thing: its place in the caption, then its thing's colour, shape, motion."""
+    """For each word about a thing: its place in the caption, then its thing's colour, shape and motion."""
     rows, place = [], 0
     for thing in scene.things:
         labels = (

@@ -1,0 +1,45 @@
+"""The text encoder's lessons in reading: the right words, the right answers, and nothing else moves."""
+
+import json
+
+import torch
+
+from dit_accel.scenes.caption import MOTIONS, SHAPES, parse
+from dit_accel.train.toys.loop import LoopConfig
+from dit_accel.train.toys.models import build_denoiser, build_tokenizer
+from dit_accel.train.toys.reading import COLOUR_NAMES, Reading, train_reading, words_of_things
+
+CAPTION = "a red ring moving left and a blue square still on a navy striped background"
+
+
+def test_each_word_of_a_thing_is_asked_about_its_own_thing():
+    tokens = build_tokenizer().tokenize(CAPTION)
+    asked = {
+        tokens[place]: (COLOUR_NAMES[colour], SHAPES[shape], MOTIONS[motion])
+        for place, colour, shape, motion in words_of_things(parse(CAPTION))
+    }
+    left, right = ("red", "ring", "moving left"), ("blue", "square", "still")
+    assert asked == dict.fromkeys(("red", "ring", "moving", "left"), left) | dict.fromkeys(
+        ("blue", "square", "still"), right
+    )
+
+
+def test_reading_gets_better_and_leaves_the_transformer_alone(tmp_path):
+    config = LoopConfig(tmp_path, steps=40, lr=2e-3, warmup=5, cooldown=5, save_every=40)
+    torch.manual_seed(config.seed)
+    before = build_denoiser("pixart").state_dict()
+    after = train_reading("pixart", config).state_dict()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["colour"] < 0.8 * lines[0]["colour"]
+    moved = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
+    assert moved
+    assert all(name.startswith("text_encoder.") for name in moved)
+
+
+def test_what_the_transformer_knows_of_the_words_is_kept(tmp_path):
+    denoiser = build_denoiser("wan")
+    free, kept = (Reading(denoiser, moving=True, keep=keep) for keep in (0.0, 1.0))
+    denoiser.reader = torch.nn.Linear(64, 19)
+    with torch.no_grad():
+        denoiser.text_encoder.shared.weight += 0.5
+    assert kept.loss(denoiser, [parse(CAPTION)])[0] > free.loss(denoiser, [parse(CAPTION)])[0] + 0.01
