@@ -22,6 +22,7 @@ TEXTURES = ("plain", "striped", "checked")
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 PACES = ("moving", "darting")
 MOTIONS = ("still", *(f"{pace} {way}" for pace in PACES for way in DIRECTIONS))
+MOST_THINGS = 2  # that a scene has
 WORDS = tuple(
     dict.fromkeys(
         [
@@ -66,8 +67,8 @@ class Scene:
 
 
 def sample_scene(rng: np.random.Generator, moving: bool, count: int | None = None) -> Scene:
-    """A random scene of `count` things (one in three scenes has one, the others two)."""
-    count = count or (1 if rng.random() < 1 / 3 else 2)
+    """A random scene of `count` things (one in three scenes has one, the others `MOST_THINGS`)."""
+    count = count or (1 if rng.random() < 1 / 3 else MOST_THINGS)
     colours = rng.choice(list(COLOURS), size=count, replace=False)
     # half of the things keep still or move evenly and half dart, whatever the number of words for each
     motions = [_sample_motion(rng) if moving else None for _ in range(count)]

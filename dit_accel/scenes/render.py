@@ -35,9 +35,9 @@ def render(scene: Scene, seed: int, frames: int = 1, height: int = 64, width: in
 
 
 def cover(scene: Scene, seed: int, frames: int = 1, height: int = 64, width: int = 64) -> np.ndarray:
-    """How much of each pixel of `render`'s clip things cover: `[F, H, W]` in [0, 1]."""
+    """How much of each pixel of `render`'s clip each of K things covers: `[K, F, H, W]` in [0, 1]."""
     layout = lay_out(scene, seed, _aspect(height, width))
-    return np.max(list(_covers(scene, layout, frames, height, width)), axis=0).astype(np.float32)
+    return np.stack(list(_covers(scene, layout, frames, height, width))).astype(np.float32)
 
 
 def _aspect(height: int, width: int) -> tuple[float, float]:

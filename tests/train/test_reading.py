@@ -5,9 +5,10 @@ import json
 import torch
 
 from dit_accel.scenes.caption import MOTIONS, SHAPES, parse
+from dit_accel.train.toys.attributes import COLOUR_NAMES
 from dit_accel.train.toys.loop import LoopConfig
 from dit_accel.train.toys.models import build_denoiser, build_tokenizer
-from dit_accel.train.toys.reading import COLOUR_NAMES, Reading, train_reading, words_of_things
+from dit_accel.train.toys.reading import Reading, train_reading, words_of_things
 
 CAPTION = "a red ring moving left and a blue square still on a navy striped background"
 

@@ -76,29 +76,30 @@ def test_a_pools_things_lie_on_the_latents_that_show_them(tmp_path):
     vae = build_vae("wan").eval()
     encode_pool(vae, tmp_path / "a.safetensors", count=3, seed=0, size=32, frames=9)
     batch = Pool([tmp_path / "a.safetensors"], seed=0).batch(0, 3)
-    assert batch.things.shape == (3, 1, 3, 8, 8) and len(batch.captions) == 3
+    assert batch.things.shape == (3, 2, 3, 8, 8) and len(batch.captions) == 3
     order = np.random.default_rng([0, 0]).permutation(3)
     drawn = np.random.default_rng([0, 32, 9])
     scenes = [training_scene(drawn, moving=True) for _ in range(3)]
     for place, (number, things) in enumerate(zip(order, batch.things, strict=True)):
         scene, seed = scenes[number]
-        share = torch.from_numpy(cover(scene, seed, 9, 32, 32)).unflatten(1, (8, 4)).unflatten(3, (8, 4))
-        share = share.mean((2, 4))  # [9, 8, 8]
+        share = torch.from_numpy(cover(scene, seed, 9, 32, 32)).unflatten(2, (8, 4)).unflatten(4, (8, 4))
+        share = share.mean((3, 5))  # [K, 9, 8, 8]
         assert batch.captions[place] == str(scene)
-        assert torch.allclose(things[0, 0], share[0], atol=1e-3)
-        assert torch.allclose(things[0, 2], share[5:].mean(0), atol=1e-3)
+        assert torch.allclose(things[: len(share), 0], share[:, 0], atol=1e-3)
+        assert torch.allclose(things[: len(share), 2], share[:, 5:].mean(1), atol=1e-3)
+        assert not things[len(share) :].any()
     kept = batch.keep([0, 2])
     assert torch.equal(kept.things[:, :, 1], batch.things[:, :, 2]) and kept.latents.shape[2] == 2
 
 
 def test_what_things_cover_weighs_more_the_less_noise_there_is():
     def weighted(things):
-        torch.manual_seed(1)
-        covered = torch.zeros(2, 1, 3, 4, 4)
-        covered[..., :2] = 1.0
+        covered = torch.zeros(2, 2, 3, 4, 4)
+        covered[:, 1, ..., :2] = 1.0
         batch = Batch(small_latents(), covered, CAPTIONS)
         task = Task("wan", denoiser)
         task.predict = lambda *_: torch.zeros(())
+        torch.manual_seed(1)
         return task.loss(denoiser, batch, Stage("video", 2, things=things))
 
     denoiser = build_denoiser("wan")

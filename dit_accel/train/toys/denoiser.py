@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dit_accel.train.toys.latents import Batch, Pool
 from dit_accel.train.toys.loop import LoopConfig, train
 from dit_accel.train.toys.models import Denoiser, build_denoiser, build_tokenizer, timesteps_of
+from dit_accel.train.toys.naming import Naming
 
 DROP_TEXT = 0.1
 WAN_TEXT_LENGTH = 512  # WanPipeline pads to it with zeros and masks nothing
@@ -83,6 +84,7 @@ class Task:
     def __init__(self, toy: str, denoiser: Denoiser):
         self.toy = toy
         self.tokenizer = build_tokenizer()
+        self.naming = Naming(denoiser)
         if toy == "wan":
             self.padding = PaddingKey(denoiser.transformer)
             self.window = FrameWindow(denoiser.transformer)
@@ -99,11 +101,15 @@ class Task:
         noisy = (1 - level) * batch.latents + level * noise
         velocity = self.predict(denoiser, noisy, sigma, captions, frames)
         error = (velocity.float() - (noise - batch.latents)).square()
-        weight = 1 + plan.things * (1 - level) * batch.things
+        weight = 1 + plan.things * (1 - level) * batch.things.sum(1, keepdim=True).clamp(max=1)
         weighted = (weight * error).mean() / weight.mean()
         error = error.flatten(1).mean(1)
         noisiest = error[-max(1, len(error) // 4) :].mean().item()
-        return weighted, {"loss": error.mean().item(), "weighted": weighted.item(), "noisiest": noisiest}
+        numbers = {"loss": error.mean().item(), "weighted": weighted.item(), "noisiest": noisiest}
+        if not plan.naming:
+            return weighted, numbers
+        unnamed = self.naming.loss(denoiser, batch.things, captions, sigma)
+        return weighted + plan.naming * unnamed, numbers | {"unnamed": unnamed.item()}
 
     def predict(
         self,
@@ -150,6 +156,7 @@ class Stage:
     # extra weight of covered latents, falling to none at pure noise: where things will be is not known there,
     # and a weight that tells would draw them too large
     things: float = 0.0
+    naming: float = 0.0  # weight of the loss of `Naming`
     beside: tuple[str, int] | None = None  # a second pool and its batch, taken every other time
 
     def frames(self, number: int, total: int) -> list[int] | None:
@@ -168,13 +175,13 @@ STAGES = {
         "frame": Stage("video64", 32, 1),
         "pair": Stage("video64", 12, 2),
         "few": Stage("video64", 6, 4),
-        "small": Stage("video32", 12, stride=2, things=6.0),
-        "full": Stage("video64", 4, things=4.0),
+        "small": Stage("video32", 12, stride=2, things=6.0, naming=0.1),
+        "full": Stage("video64", 4, things=4.0, naming=0.1),
     },
     "pixart": {
-        "small": Stage("image128", 32, things=6.0),
-        "full": Stage("image256", 8, things=4.0),
-        "mixed": Stage("image256", 8, things=6.0, beside=("image128", 32)),
+        "small": Stage("image128", 32, things=6.0, naming=0.1),
+        "full": Stage("image256", 8, things=4.0, naming=0.1),
+        "mixed": Stage("image256", 8, things=6.0, naming=0.1, beside=("image128", 32)),
     },
 }
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from dit_accel.scenes import Scene, cover, render
+from dit_accel.scenes import MOST_THINGS, Scene, cover, render
 from dit_accel.train.toys.data import training_scene
 
 
@@ -33,7 +33,7 @@ def encode_pool(
 ) -> None:
     """Renders and encodes `count` training scenes: latents `[count, C, (F,) Y, X]`, captions as metadata.
 
-    Beside them `things` `[count, 1, (F,) Y, X]`: the share of each latent's pixels that things cover.
+    Beside them `things` `[count, 2, (F,) Y, X]`: the share of each latent's pixels that each thing covers.
     """
     rng = np.random.default_rng([seed, size, frames])
     captions, parts, things = [], [], []
@@ -54,18 +54,23 @@ def encode_pool(
 
 
 def cover_latents(drawn: list[tuple[Scene, int]], frames: int, size: int, shape: torch.Size) -> torch.Tensor:
-    """Covered share `[B, 1, (F,) Y, X]` for latents of `shape`; latent frame 0 holds frame 0 only."""
-    covers = torch.from_numpy(np.stack([cover(scene, number, frames, size, size) for scene, number in drawn]))
-    area = nn.functional.adaptive_avg_pool2d(covers, shape[-2:])  # [B, F, Y, X]
+    """Share `[B, 2, (F,) Y, X]` that each thing covers of latents of `shape`; a lone thing's second is 0.
+
+    Latent frame 0 holds frame 0 only, the others four frames each.
+    """
+    shares = torch.zeros(len(drawn), MOST_THINGS, frames, *shape[-2:])
+    for row, (scene, number) in enumerate(drawn):
+        covers = torch.from_numpy(cover(scene, number, frames, size, size))  # [K, F, H, W]
+        shares[row, : len(covers)] = nn.functional.adaptive_avg_pool2d(covers, shape[-2:])
     if frames == 1:
-        return area.half()
-    rest = area[:, 1:].unflatten(1, (shape[2] - 1, -1)).mean(2)
-    return torch.cat([area[:, :1], rest], dim=1)[:, None].half()
+        return shares[:, :, 0].half()
+    rest = shares[:, :, 1:].unflatten(2, (shape[2] - 1, -1)).mean(3)
+    return torch.cat([shares[:, :, :1], rest], dim=2).half()
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`latents` `[B, C, (F,) Y, X]`, normalised; `things` `[B, 1, (F,) Y, X]` in [0, 1]; B captions."""
+    """`latents` `[B, C, (F,) Y, X]`, normalised; `things` `[B, 2, (F,) Y, X]` in [0, 1]; B captions."""
 
     latents: torch.Tensor
     things: torch.Tensor

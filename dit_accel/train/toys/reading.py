@@ -12,17 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from dit_accel.scenes import Scene
-from dit_accel.scenes.caption import COLOURS, MOTIONS, SHAPES
+from dit_accel.train.toys.attributes import CHOICES, classes_of, errors_of
 from dit_accel.train.toys.data import training_scene
 from dit_accel.train.toys.denoiser import load_start
 from dit_accel.train.toys.loop import LoopConfig, train
 from dit_accel.train.toys.models import TEXT_WIDTH, Denoiser, build_denoiser, build_tokenizer
 
-COLOUR_NAMES = tuple(COLOURS)
-CHOICES = (len(COLOUR_NAMES), len(SHAPES), len(MOTIONS))
 BATCH = 128
 
 
@@ -30,13 +27,8 @@ def words_of_things(scene: Scene) -> list[tuple[int, int, int, int]]:
     """For each word about a thing: its place in the caption, then its thing's colour, shape and motion."""
     rows, place = [], 0
     for thing in scene.things:
-        labels = (
-            COLOUR_NAMES.index(thing.colour),
-            SHAPES.index(thing.shape),
-            MOTIONS.index(thing.motion or "still"),
-        )
         words = str(thing).split()  # "a red ring moving left"
-        rows += [(place + at, *labels) for at in range(1, len(words))]
+        rows += [(place + at, *classes_of(thing)) for at in range(1, len(words))]
         place += len(words) + 1  # "and"
     return rows
 
@@ -57,13 +49,12 @@ class Reading:
         words = self.tokenizer([str(scene) for scene in scenes], padding="longest", return_tensors="pt")
         text = denoiser.text_encoder(words.input_ids, words.attention_mask).last_hidden_state
         rows = [(number, *row) for number, scene in enumerate(scenes) for row in words_of_things(scene)]
-        number, place, *labels = torch.tensor(rows).T
-        read = denoiser.reader(text[number, place]).split(CHOICES, dim=1)
-        errors = [functional.cross_entropy(guess, label) for guess, label in zip(read, labels, strict=True)]
+        number, place, *classes = torch.tensor(rows).T
+        errors = errors_of(denoiser.reader(text[number, place]), torch.stack(classes, 1)).mean(0)
         known = self.known(words.input_ids, words.attention_mask).last_hidden_state
         moved = ((text - known).square() * words.attention_mask[..., None]).mean()
-        numbers = dict(zip(("colour", "shape", "motion"), (error.item() for error in errors), strict=True))
-        return sum(errors) + self.keep * moved, numbers | {"moved": moved.item()}
+        numbers = dict(zip(("colour", "shape", "motion"), errors.tolist(), strict=True))
+        return errors.sum() + self.keep * moved, numbers | {"moved": moved.item()}
 
 
 def train_reading(toy: str, config: LoopConfig, start: Path | None = None, keep: float = 0.1) -> Denoiser:
