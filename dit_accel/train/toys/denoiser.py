@@ -108,7 +108,7 @@ class Task:
         numbers = {"loss": error.mean().item(), "weighted": weighted.item(), "noisiest": noisiest}
         if not plan.naming:
             return weighted, numbers
-        unnamed = self.naming.loss(denoiser, batch.things, captions, sigma)
+        unnamed = self.naming.loss(denoiser, batch.things, captions)
         return weighted + plan.naming * unnamed, numbers | {"unnamed": unnamed.item()}
 
     def predict(

@@ -30,11 +30,12 @@ class Naming:
     def _keep(self, module: nn.Module, args: tuple, output: Tensor) -> None:
         self.tokens = output
 
-    def loss(self, denoiser: nn.Module, things: Tensor, captions: list[str], sigma: Tensor) -> Tensor:
-        """Summed cross-entropies over tokens that show a thing, each weighted by 1 - sigma.
+    def loss(self, denoiser: nn.Module, things: Tensor, captions: list[str]) -> Tensor:
+        """Cross-entropies of the three attributes, summed; the mean over the tokens that show a thing.
 
         `things` `[B, 2, (F,) Y, X]`: each thing's share; `captions`: what the model was told, "" is not
-        asked; `sigma` `[B]`: at pure noise nothing shows where things will be.
+        asked. All noise levels count alike: where there is little the picture tells the answer, where there
+        is much only the caption can.
         """
         tokens, self.tokens = self.tokens, None
         share, thing = things.flatten(2).max(1)  # [B, N]
@@ -46,6 +47,4 @@ class Naming:
         for number, caption in enumerate(captions):
             for order, named in enumerate(parse(caption).things if caption else ()):
                 classes[number, order] = torch.tensor(classes_of(named))
-        errors = errors_of(denoiser.namer(tokens[row, place]), classes[row, thing[row, place]])
-        weight = 1 - sigma[row, None]
-        return (weight * errors).sum() / weight.sum()
+        return errors_of(denoiser.namer(tokens[row, place]), classes[row, thing[row, place]]).sum(1).mean()
