@@ -18,7 +18,14 @@ from torch import nn
 from dit_accel.compat import decode_unclamped
 from dit_accel.scenes import cover
 from dit_accel.train.toys.data import training_scene
-from dit_accel.train.toys.denoiser import WAN_TEXT_LENGTH, FrameWindow, Stage, Task, sample_sigma
+from dit_accel.train.toys.denoiser import (
+    WAN_TEXT_LENGTH,
+    FrameWindow,
+    Stage,
+    Task,
+    sample_sigma,
+    train_denoiser,
+)
 from dit_accel.train.toys.export import build_toy, export_toy
 from dit_accel.train.toys.latents import Batch, Pool, encode_pool
 from dit_accel.train.toys.loop import LoopConfig, learning_rate, train
@@ -235,3 +242,14 @@ def test_training_can_start_from_an_exported_pipeline():
     shipped = DiffusionPipeline.from_pretrained(folder).transformer.state_dict()
     loaded = denoiser.transformer.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in shipped.items())
+
+
+def test_the_text_encoder_keeps_what_it_has_read(tmp_path):
+    encode_pool(build_vae("pixart").eval(), tmp_path / "image128-0.safetensors", count=32, seed=0, size=128)
+    torch.manual_seed(0)
+    before = build_denoiser("pixart").state_dict()
+    config = LoopConfig(tmp_path / "run", steps=2, lr=1e-3, warmup=1, cooldown=1)
+    after = train_denoiser("pixart", "small", tmp_path, config).state_dict()
+    changed = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
+    assert any(name.startswith("transformer.") for name in changed)
+    assert not any(name.startswith("text_encoder.") for name in changed)

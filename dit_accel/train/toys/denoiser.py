@@ -204,6 +204,8 @@ def train_denoiser(
     denoiser = build_denoiser(toy)
     if start is not None:
         load_start(denoiser, start)
+    # as with real pipelines: trained along at these rates, its attention saturates and forgets how to read
+    denoiser.text_encoder.requires_grad_(False)
     plan, task = STAGES[toy][stage], Task(toy, denoiser)
     if toy == "wan":
         task.window.stride = plan.stride
