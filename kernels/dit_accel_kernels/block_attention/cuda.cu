@@ -139,24 +139,24 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void start_scores(const Ring& ring) {
-    u32 q = shared_address(s.q) + number * CONSUMER_QUERY_BYTES, k = shared_address(s.k[ring.stage]);
+    u64 q = matrix_descriptor(shared_address(s.q) + number * CONSUMER_QUERY_BYTES, SCORES_LEADING_BYTES,
+                              SCORES_STRIDE_BYTES);
+    u64 k = matrix_descriptor(shared_address(s.k[ring.stage]), SCORES_LEADING_BYTES, SCORES_STRIDE_BYTES);
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < D / K_STEP; step++) {
       int at = step / 4 * TILE_BYTES + step % 4 * K_STEP_BYTES;
-      wgmma_scores(scores, matrix_descriptor(q + at, SCORES_LEADING_BYTES, SCORES_STRIDE_BYTES),
-                   matrix_descriptor(k + at, SCORES_LEADING_BYTES, SCORES_STRIDE_BYTES), step > 0);
+      wgmma_scores(scores, q + at / 16, k + at / 16, step > 0);
     }
     wgmma_commit();
   }
 
   __device__ __forceinline__ void start_values(const Ring& ring) {
-    u32 v = shared_address(s.v[ring.stage]);
+    u64 v = matrix_descriptor(shared_address(s.v[ring.stage]), VALUES_LEADING_BYTES, VALUES_STRIDE_BYTES);
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < BLOCK / K_STEP; step++)
-      wgmma_values(o, weights + 4 * step,
-                   matrix_descriptor(v + step * VALUES_STEP_BYTES, VALUES_LEADING_BYTES, VALUES_STRIDE_BYTES));
+      wgmma_values(o, weights + 4 * step, v + step * VALUES_STEP_BYTES / 16);
     wgmma_commit();
   }
 
@@ -268,7 +268,6 @@ struct Consumer {
       softmax(decay);
       wgmma_wait<0>();
       pin(o);
-      pin(weights);
       release(&s.v_empty[last.stage]);
 #pragma unroll
       for (int i = 0; i < D / 2; i++) o[i] *= decay[i / 2 % 2];
@@ -360,7 +359,7 @@ __device__ __forceinline__ void consume(Shared& s, const Arguments& a, int numbe
   int bias_parity = 0;
   while (true) {
     barrier_wait(&s.q_full, q_parity);
-    int ticket = s.item;
+    int ticket = __shfl_sync(0xffffffffu, s.item, 0);
     if (ticket < 0) return;
     Item item(a, ticket);
     Consumer c(s, a, item, number, bias_parity);
@@ -387,7 +386,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                             const __grid_constant__ TensorMap v, const __grid_constant__ Arguments a) {
   extern __shared__ __align__(SWIZZLE_ATOM_BYTES) unsigned char memory[];
   Shared& s = *reinterpret_cast<Shared*>(memory);
-  int warpgroup = threadIdx.x / 128;
+  int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);  // says that it is the same in a warp
   if (threadIdx.x == 0) {
     constexpr int readers = 4 * CONSUMERS;  // warps
     for (int i = 0; i < STAGES; i++) {
