@@ -34,21 +34,12 @@ constexpr float LN_2 = 0.6931471805599453f;
 
 enum Kind { ATTEND, COPY, SKIP, ADD, MERGE, EMIT_RESIDUAL, EMIT_TAIL };  // plan.Kind
 
-struct Shared {
-  unsigned char q[OPERAND_BYTES];
-  unsigned char k[STAGES][OPERAND_BYTES];
-  unsigned char v[STAGES][OPERAND_BYTES];
-  float near[CONSUMERS][D / 2][128];   // emitting heads: the near part, each thread its own column
-  float bias[CONSUMERS][2][BLOCK];     // what is added to the scores, base 2; two, so that one barrier is enough
-  int2 keys[STAGES];                   // first token and number of keys seen in the K tile of a stage
-  int item;                            // the ticket that goes with Q; -1 ends
-  u64 k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES], q_full, q_empty;
-};
-static_assert(sizeof(Shared) <= 227 * 1024, "an SM of compute capability 9.0 gives a block 227 KiB");
-
+// Lies in shared memory: registers are what D = 128 is short of. `first` to `middle` is the near list, from there to
+// `end` the rest, empty but for emitting heads.
 struct Item {
-  int batch, head, block, kind, first, middle, end;
-  __device__ __forceinline__ Item(const Arguments& a, int ticket) {
+  int batch, head, block, kind, first, middle, end, ended;
+  __device__ __forceinline__ bool emits() const { return kind == EMIT_RESIDUAL || kind == EMIT_TAIL; }
+  __device__ __forceinline__ void read(const Arguments& a, int ticket) {
     int row = ticket / a.batch;  // samples side by side: the longest items of all samples come first
     batch = ticket - row * a.batch;
     head = __ldg(a.work + 2 * row);
@@ -58,9 +49,21 @@ struct Item {
     first = __ldg(a.pointers + list);
     middle = kind == COPY ? first : __ldg(a.split + list);
     end = emits() ? __ldg(a.pointers + list + 1) : middle;
+    ended = 0;
   }
-  __device__ __forceinline__ bool emits() const { return kind == EMIT_RESIDUAL || kind == EMIT_TAIL; }
 };
+
+struct Shared {
+  unsigned char q[OPERAND_BYTES];
+  unsigned char k[STAGES][OPERAND_BYTES];
+  unsigned char v[STAGES][OPERAND_BYTES];
+  float near[CONSUMERS][D / 2][128];   // emitting heads: the near part, each thread its own column
+  float bias[CONSUMERS][2][BLOCK];     // what is added to the scores, base 2; two, so that one barrier is enough
+  int2 keys[STAGES];                   // first token and number of keys seen in the K tile of a stage
+  Item item;                           // goes with Q
+  u64 k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES], q_full, q_empty;
+};
+static_assert(sizeof(Shared) <= 227 * 1024, "an SM of compute capability 9.0 gives a block 227 KiB");
 
 __device__ __forceinline__ void load_operand(unsigned char* to, const TensorMap& map, u64* full, int token, int head,
                                              int batch) {
@@ -75,9 +78,10 @@ __device__ __forceinline__ void produce(Shared& s, const Arguments& a, const Ten
   int total = a.batch * a.items;
   for (int ticket = blockIdx.x; ticket < total; q_parity ^= 1) {
     int next = gridDim.x + atomicAdd(a.ticket, 1);  // asked for early: the answer takes a while
-    Item item(a, ticket);
+    Item item;
+    item.read(a, ticket);
     barrier_wait(&s.q_empty, q_parity);
-    s.item = ticket;
+    s.item = item;
     if (item.first == item.end) {
       barrier_arrive(&s.q_full);
     } else {
@@ -101,7 +105,7 @@ __device__ __forceinline__ void produce(Shared& s, const Arguments& a, const Ten
     ticket = next;
   }
   barrier_wait(&s.q_empty, q_parity);
-  s.item = -1;
+  s.item.ended = 1;
   barrier_arrive(&s.q_full);
 }
 
@@ -125,7 +129,6 @@ struct Ring {
 struct Consumer {
   Shared& s;
   const Arguments& a;
-  const Item& item;
   int number, thread, bias_parity;
   float scale2;                      // scale in base 2
   float o[D / 2], scores[64], top[2], total[2];
@@ -133,8 +136,8 @@ struct Consumer {
   // of the newest K tile
   bool masked, hidden;               // hidden: the row of V with this thread's number is not seen
 
-  __device__ __forceinline__ Consumer(Shared& s, const Arguments& a, const Item& item, int number, int bias_parity)
-      : s(s), a(a), item(item), number(number), thread(threadIdx.x % 128), bias_parity(bias_parity) {
+  __device__ __forceinline__ Consumer(Shared& s, const Arguments& a, int number, int bias_parity)
+      : s(s), a(a), number(number), thread(threadIdx.x % 128), bias_parity(bias_parity) {
     scale2 = a.scale * LOG2_E;
   }
 
@@ -168,7 +171,7 @@ struct Consumer {
     if (!masked) return;
     float bias = thread < keys.y ? 0.0f : -infinity();
     if (a.key_bias && thread < keys.y)
-      bias = LOG2_E * __ldg(a.key_bias + item.batch * a.bias_stride[0] + item.head * a.bias_stride[1] +
+      bias = LOG2_E * __ldg(a.key_bias + s.item.batch * a.bias_stride[0] + s.item.head * a.bias_stride[1] +
                             (keys.x + thread) * a.bias_stride[2]);
     hidden = bias == -infinity();
     bias_parity ^= 1;
@@ -298,7 +301,7 @@ struct Consumer {
     for (int i = 0; i < D / 2; i++) o[i] *= inverse[i / 2 % 2];
   }
 
-  __device__ __forceinline__ void finish(const float (&near_lse)[2], float (&lse)[2]);
+  __device__ __forceinline__ void finish(const Item& item, const float (&near_lse)[2], float (&lse)[2]);
 };
 
 // Natural log of the sum of two log-sum-exps, and what each side weighs in it (merge.py).
@@ -315,7 +318,7 @@ __device__ __forceinline__ float merge_weights(float lse_a, float lse_b, float& 
 }
 
 // What becomes of the attended output: plan.Kind, as reference._finish. For emitting heads o is the rest part.
-__device__ __forceinline__ void Consumer::finish(const float (&near_lse)[2], float (&lse)[2]) {
+__device__ __forceinline__ void Consumer::finish(const Item& item, const float (&near_lse)[2], float (&lse)[2]) {
   int start = __ldg(a.q_starts + item.block), rows = __ldg(a.q_starts + item.block + 1) - start;
   int slot = __ldg(a.slot + item.head);
 #pragma unroll
@@ -359,23 +362,22 @@ __device__ __forceinline__ void consume(Shared& s, const Arguments& a, int numbe
   int bias_parity = 0;
   while (true) {
     barrier_wait(&s.q_full, q_parity);
-    int ticket = __shfl_sync(0xffffffffu, s.item, 0);
-    if (ticket < 0) return;
-    Item item(a, ticket);
-    Consumer c(s, a, item, number, bias_parity);
+    if (s.item.ended) return;
+    Consumer c(s, a, number, bias_parity);
     float near_lse[2], lse[2];
 #pragma unroll 1
-    for (int part = 0; part <= item.emits(); part++) {
-      c.attend(ring, part ? item.end - item.middle : item.middle - item.first);
+    for (int part = 0; part <= s.item.emits(); part++) {
+      c.attend(ring, part ? s.item.end - s.item.middle : s.item.middle - s.item.first);
       c.normalise(lse);
-      if (part < item.emits()) {
+      if (part < s.item.emits()) {
 #pragma unroll
         for (int i = 0; i < D / 2; i++) s.near[number][i][c.thread] = c.o[i];
         near_lse[0] = lse[0], near_lse[1] = lse[1];
       }
     }
+    Item item = s.item;
     release(&s.q_empty);  // the next item's Q may come while this one is written
-    c.finish(near_lse, lse);
+    c.finish(item, near_lse, lse);
     bias_parity = c.bias_parity;
     q_parity ^= 1;
   }

@@ -1,0 +1,117 @@
+"""Build CUDA sources into cubins with nvcc, into the user's cache, and read what ptxas says about them.
+
+A cubin is keyed by its sources, flags and compiler, so that a change of any builds anew; the cache is private to the
+user, and a file appears there whole or not at all.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+FLAGS = ("-std=c++17", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-Xptxas=-v", "-cubin")
+SERIALISED = ("C7508", "C7510")  # setmaxnreg ignored; wgmma waits for each product
+
+
+class BuildError(RuntimeError):
+    """nvcc is missing or refused the source; its message follows."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What ptxas reported: registers at entry, bytes of stack and spills, and warnings that cost speed."""
+
+    registers: int
+    stack: int
+    spills: int
+    warnings: tuple[str, ...]
+
+
+def find_nvcc() -> str | None:
+    """nvcc of CUDA_HOME, of the PATH, or of the usual place."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which("nvcc", path=f"{home}/bin") or shutil.which("nvcc")
+
+
+def nvcc_version(nvcc: str) -> str:
+    """What `nvcc --version` says."""
+    return subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+
+
+def cache_folder() -> Path:
+    """The user's cache of built kernels, readable by nobody else."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base) / "dit_accel" / "cubins"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_uid != os.getuid():
+        raise BuildError(f"{folder} belongs to another user: code from there will not be loaded")
+    folder.chmod(0o700)
+    return folder
+
+
+def source_key(sources: list[Path], flags: tuple[str, ...], compiler: str) -> str:
+    """The name under which a build is kept: a hash of the sources, flags and compiler."""
+    digest = hashlib.sha256()
+    for part in (*(s.read_bytes() for s in sources), *(f.encode() for f in flags), compiler.encode()):
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()[:32]
+
+
+def compile_cubin(source: Path, target: Path, defines: tuple[str, ...] = ()) -> str:
+    """Compile one source for sm_90a into `target`; the compiler's log. Raises BuildError with it."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        raise BuildError("no nvcc: set CUDA_HOME or put it on the PATH")
+    command = [nvcc, *FLAGS, *defines, "-o", str(target), str(source)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        raise BuildError(f"{' '.join(command)}\n{run.stdout}{run.stderr}")
+    return run.stdout + run.stderr
+
+
+def cached_cubin(source: Path, headers: list[Path], defines: tuple[str, ...] = ()) -> Path:
+    """The cubin of a source from the cache, built there at first use. Raises BuildError."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        raise BuildError("no nvcc: set CUDA_HOME or put it on the PATH")
+    folder = cache_folder()
+    key = source_key([source, *headers], FLAGS + defines, nvcc_version(nvcc))
+    target = folder / f"{source.stem}-{key}.cubin"
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # of the same file system: the rename is atomic
+            built = Path(scratch) / target.name
+            compile_cubin(source, built, defines)
+            built.chmod(0o600)
+            built.replace(target)
+    return target
+
+
+def usage(log: str) -> Usage:
+    """Numbers from a log of `ptxas -v` for one kernel."""
+    number = lambda pattern: sum(int(n) for n in re.findall(pattern, log))  # noqa: E731
+    spills = number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads")
+    warnings = tuple(name for name in SERIALISED if name in log)
+    return Usage(number(r"Used (\d+) registers"), number(r"(\d+) bytes stack frame"), spills, warnings)
+
+
+def opcodes(cubin: Path, disassembler: str) -> Counter[str]:
+    """How often each SASS instruction occurs, without its modifiers."""
+    text = subprocess.run([disassembler, "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
+    return Counter(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_]*)", text, re.MULTILINE))
+
+
+def over_budget(found: Usage, counts: Counter[str] | None, budget: dict) -> list[str]:
+    """What a build breaks of a budget {registers, stack, spills, present, absent}; empty when it keeps it."""
+    said = [f"{name} warned of" for name in found.warnings]
+    for name in ("registers", "stack", "spills"):
+        if getattr(found, name) > budget[name]:
+            said.append(f"{name} {getattr(found, name)}, at most {budget[name]}")
+    if counts is not None:
+        said += [f"no {name}" for name in budget["present"] if not counts[name]]
+        said += [f"{counts[name]} {name}" for name in budget["absent"] if counts[name]]
+    return said
