@@ -26,6 +26,8 @@ if __name__ == "__main__":
         counts = opcodes(cubin, disassembler) if disassembler else None
         said = over_budget(found, counts, budget)
         broken += bool(said)
-        shown = {n: counts[n] for n in (*budget["present"], *budget["absent"])} if counts else "no disassembler"
+        shown = (
+            {n: counts[n] for n in (*budget["present"], *budget["absent"])} if counts else "no disassembler"
+        )
         print(f"{name}: {found} {shown} {'; '.join(said) or 'ok'}", flush=True)
     sys.exit(broken > 0)

@@ -83,7 +83,9 @@ def cached_cubin(source: Path, headers: list[Path], defines: tuple[str, ...] = (
     key = source_key([source, *headers], FLAGS + defines, nvcc_version(nvcc))
     target = folder / f"{source.stem}-{key}.cubin"
     if not target.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # of the same file system: the rename is atomic
+        with tempfile.TemporaryDirectory(
+            dir=folder
+        ) as scratch:  # of the same file system: the rename is atomic
             built = Path(scratch) / target.name
             compile_cubin(source, built, defines)
             built.chmod(0o600)
@@ -102,7 +104,9 @@ def usage(log: str) -> Usage:
 def opcodes(cubin: Path, disassembler: str) -> Counter[str]:
     """How often each SASS instruction occurs, without its modifiers."""
     text = subprocess.run([disassembler, "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
-    return Counter(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_]*)", text, re.MULTILINE))
+    return Counter(
+        re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_]*)", text, re.MULTILINE)
+    )
 
 
 def over_budget(found: Usage, counts: Counter[str] | None, budget: dict) -> list[str]:

@@ -78,7 +78,9 @@ def test_weights_in_registers_times_values_are_the_plain_product(width):
     assert np.array_equal(out, weights.astype(float) @ v.astype(float))
 
 
-@pytest.mark.parametrize("name", ["SCORES_STRIDE_BYTES", "K_STEP_BYTES", "TILE_BYTES", "CONSUMER_QUERY_BYTES"])
+@pytest.mark.parametrize(
+    "name", ["SCORES_STRIDE_BYTES", "K_STEP_BYTES", "TILE_BYTES", "CONSUMER_QUERY_BYTES"]
+)
 def test_the_model_sees_a_wrong_constant_of_the_scores(name, monkeypatch):
     right = constants(128)
     monkeypatch.setitem(globals(), "constants", lambda width: right | {name: right[name] // 2 or 8})
