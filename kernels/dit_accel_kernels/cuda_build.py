@@ -1,6 +1,7 @@
 """Build CUDA sources into cubins with nvcc, into the user's cache, and read what ptxas says about them.
 
-A cubin is keyed by its sources, flags and compiler, so that a change of any builds anew; the cache is private to the
+A cubin is keyed by its sources, flags and compiler, so that a change of any builds anew; the cache is
+private to the
 user, and a file appears there whole or not at all.
 """
 

@@ -1,6 +1,8 @@
-"""The few calls of the CUDA driver API that load and launch a cubin, through ctypes: no C++ of torch's, no headers.
+"""The few calls of the CUDA driver API that load and launch a cubin, through ctypes: no C++ of torch's, no
+headers.
 
-The primary context is the one that torch uses. Every failed call raises DriverError with the name the driver gives.
+The primary context is the one that torch uses. Every failed call raises DriverError with the name the
+driver gives.
 Source: CUDA Driver API 12 and later, cuda.h.
 """
 
@@ -83,7 +85,8 @@ class Driver:
         strides: tuple[int, ...],
         box: tuple[int, ...],
     ) -> TensorMap:
-        """The map of a tensor of 16-bit numbers: sizes and box innermost first, strides in bytes from the second on.
+        """The map of a tensor of 16-bit numbers: sizes and box innermost first, strides in bytes from the
+        second on.
 
         Rows beyond the tensor read as zeros; boxes arrive under the 128-byte swizzle.
         """

@@ -1,4 +1,5 @@
-"""The driver calls, recorded by a small stand-in for libcuda: arguments and structures must arrive as cuda.h has them."""
+"""The driver calls, recorded by a small stand-in for libcuda: arguments and structures must arrive as
+cuda.h has them."""
 
 import ctypes as c
 import shutil
@@ -11,17 +12,77 @@ from dit_accel_kernels.cuda_driver import BFLOAT16, Driver, DriverError
 STAND_IN = r"""
 #include <stdint.h>
 #include <string.h>
-typedef struct { unsigned gx,gy,gz,bx,by,bz,sh; void* stream; void* attrs; unsigned n; } Cfg;
-uint64_t seen[64]; int fail=0;
-int cuInit(unsigned f){return 0;}
-int cuGetErrorName(int s,const char**n){*n="CUDA_ERROR_INVALID_VALUE";return 0;}
-int cuDeviceGet(int*d,int o){*d=o;return 0;} int cuDevicePrimaryCtxRetain(void**c,int d){*c=(void*)0x77;return 0;}
-int cuCtxSetCurrent(void*c){seen[0]=(uint64_t)c;return 0;}
-int cuModuleLoadData(void**m,const void*i){*m=(void*)0x55;return memcmp(i,"cubin",5);}
-int cuModuleGetFunction(void**f,void*m,const char*n){*f=(void*)(0x1234567890ull);return strcmp(n,"kernel")||m!=(void*)0x55;}
-int cuFuncSetAttribute(void*f,int a,int v){seen[1]=(uint64_t)f;seen[2]=a;seen[3]=v;return 0;}
-int cuLaunchKernelEx(const Cfg*c,void*f,void**p,void**e){seen[4]=c->gx;seen[5]=c->bx;seen[6]=c->sh;seen[7]=(uint64_t)c->stream;seen[8]=c->n;seen[9]=(uint64_t)f;seen[10]=*(int*)p[0];seen[11]=(uint64_t)c->attrs;return fail;}
-int cuTensorMapEncodeTiled(void*m,int t,uint32_t r,void*a,const uint64_t*d,const uint64_t*s,const uint32_t*b,const uint32_t*es,int il,int sw,int l2,int oob){seen[12]=(uint64_t)m%64;seen[13]=t;seen[14]=r;seen[15]=(uint64_t)a;seen[16]=d[3];seen[17]=s[2];seen[18]=b[1];seen[19]=es[3];seen[20]=il;seen[21]=sw;seen[22]=l2;seen[23]=oob;memset(m,7,128);seen[24]++;return fail;}
+typedef struct {
+  unsigned gx,gy,gz,bx,by,bz,sh;
+  void* stream;
+  void* attrs;
+  unsigned n;
+  } Cfg;
+ 
+uint64_t seen[64];
+  int fail=0;
+ 
+int cuInit(unsigned f){
+ return 0;
+ }
+int cuGetErrorName(int s,const char**n){
+ *n="CUDA_ERROR_INVALID_VALUE";
+ return 0;
+ }
+int cuDeviceGet(int*d,int o){
+ *d=o;
+ return 0;
+ } int cuDevicePrimaryCtxRetain(void**c,int d){
+ *c=(void*)0x77;
+ return 0;
+ }
+int cuCtxSetCurrent(void*c){
+ seen[0]=(uint64_t)c;
+ return 0;
+ }
+int cuModuleLoadData(void**m,const void*i){
+ *m=(void*)0x55;
+ return memcmp(i,"cubin",5);
+ }
+int cuModuleGetFunction(void**f,void*m,const char*n){
+ *f=(void*)(0x1234567890ull);
+ return strcmp(n,"kernel")||m!=(void*)0x55;
+ }
+int cuFuncSetAttribute(void*f,int a,int v){
+ seen[1]=(uint64_t)f;
+ seen[2]=a;
+ seen[3]=v;
+ return 0;
+ }
+int cuLaunchKernelEx(const Cfg*c,void*f,void**p,void**e){
+ seen[4]=c->gx;
+ seen[5]=c->bx;
+ seen[6]=c->sh;
+ seen[7]=(uint64_t)c->stream;
+ seen[8]=c->n;
+ seen[9]=(uint64_t)f;
+ seen[10]=*(int*)p[0];
+ seen[11]=(uint64_t)c->attrs;
+ return fail;
+ }
+int cuTensorMapEncodeTiled(void*m,int t,uint32_t r,void*a,const uint64_t*d,
+  const uint64_t*s,const uint32_t*b,const uint32_t*es,int il,int sw,int l2,int oob){
+ seen[12]=(uint64_t)m%64;
+ seen[13]=t;
+ seen[14]=r;
+ seen[15]=(uint64_t)a;
+ seen[16]=d[3];
+ seen[17]=s[2];
+ seen[18]=b[1];
+ seen[19]=es[3];
+ seen[20]=il;
+ seen[21]=sw;
+ seen[22]=l2;
+ seen[23]=oob;
+ memset(m,7,128);
+ seen[24]++;
+ return fail;
+ }
 """
 MAP = (BFLOAT16, 0x7F0000001000, (128, 300, 8, 2), (2048, 256, 614400), (64, 128, 1, 1))
 

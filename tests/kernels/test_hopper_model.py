@@ -1,5 +1,5 @@
-"""The constants of block_attention's Hopper kernel, run through a numpy model of TMA and wgmma: tiles must come out
-as plain products of integers."""
+"""The Hopper kernel's constants, run through a numpy model of TMA and wgmma: tiles must be products of
+integers."""
 
 import re
 from pathlib import Path

@@ -1,11 +1,16 @@
-"""What Hopper's copy engine and matrix unit do with shared memory, in numpy: the law for the constants of `cuda.cu`.
+"""What Hopper's copy engine and matrix unit do with shared memory, in numpy: the law for the constants of
+`cuda.cu`.
 
-Memory is an array of bytes. A TMA box leaves its rows swizzled; a matrix descriptor says where wgmma finds element
-(row, column) of an operand; fragment maps say which thread and register hold an element. Only the 128-byte swizzle
+Memory is an array of bytes. A TMA box leaves its rows swizzled; a matrix descriptor says where wgmma finds
+element
+(row, column) of an operand; fragment maps say which thread and register hold an element. Only the 128-byte
+swizzle
 and 16-bit operands are modelled, the ones that the kernel uses.
 
-Sources: PTX ISA 8.x, "Asynchronous warpgroup level matrix instructions" (matrix descriptor, register fragments,
-shared memory layouts) and "Tensor swizzling modes"; the canonical layouts in CUTLASS, `mma_traits_sm90_gmma.hpp`.
+Sources: PTX ISA 8.x, "Asynchronous warpgroup level matrix instructions" (matrix descriptor, register
+fragments,
+shared memory layouts) and "Tensor swizzling modes"; the canonical layouts in CUTLASS,
+`mma_traits_sm90_gmma.hpp`.
 """
 
 from dataclasses import dataclass
@@ -26,7 +31,8 @@ def swizzle(address: np.ndarray) -> np.ndarray:
 
 
 def tma_tile(memory: np.ndarray, start: int, box: np.ndarray) -> None:
-    """Write a box [rows, 64] of 16-bit numbers at `start` of `memory` (uint8), as TMA with SWIZZLE_128B does."""
+    """Write a box [rows, 64] of 16-bit numbers at `start` of `memory` (uint8), as TMA with SWIZZLE_128B
+    does."""
     rows, columns = box.shape
     if columns * 2 != SWIZZLE_ROW_BYTES or start % SWIZZLE_ATOM_BYTES:
         raise ValueError(f"a tile is 64 columns wide and 1024-byte aligned; got {columns} columns at {start}")
@@ -56,7 +62,8 @@ class Descriptor:
 
 
 def k_major_address(descriptor: Descriptor, row: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """Bytes of (row, k) of a K-major operand: eight rows of 128 bytes an atom, `stride` to the next eight rows.
+    """Bytes of (row, k) of a K-major operand: eight rows of 128 bytes an atom, `stride` to the next eight
+    rows.
 
     With this swizzle the 16 columns of one instruction lie in one row, so `leading` is not used.
     """
@@ -97,7 +104,8 @@ def wgmma_shared(memory: np.ndarray, a: int, b: int, columns: int) -> np.ndarray
 
 
 def wgmma_registers(memory: np.ndarray, a: np.ndarray, b: int, columns: int) -> np.ndarray:
-    """m64nNk16 with A [128 threads, 8 numbers] in registers and B MN-major in shared memory: [64, columns]."""
+    """m64nNk16 with A [128 threads, 8 numbers] in registers and B MN-major in shared memory: [64,
+    columns]."""
     matrix = np.full((64, K_STEP), np.nan)
     row, k = operand_place(np.arange(128)[:, None], np.arange(8))
     matrix[row, k] = a
@@ -113,7 +121,8 @@ def accumulator_place(thread: np.ndarray, number: np.ndarray) -> tuple[np.ndarra
 
 
 def operand_place(thread: np.ndarray, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(row, k) of a thread's 8 numbers, two in each of 4 registers, in a 64 x 16 operand A of 16-bit numbers."""
+    """(row, k) of a thread's 8 numbers, two in each of 4 registers, in a 64 x 16 operand A of 16-bit
+    numbers."""
     lane = thread % 32
     row = thread // 32 * 16 + lane // 4 + 8 * (number // 2 % 2)
     return row, number // 4 * 8 + lane % 4 * 2 + number % 2
