@@ -20,6 +20,8 @@ lint: $(VENV)/dev                   ## format check, ruff, pyright
 check: lint recipes test            ## what CI runs
 fix: $(VENV)/dev                    ## format and repair what ruff can
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+kernels-check: $(VENV)/kernels-test  ## compile the Triton kernels for absent GPUs, against kernels/budget
+	PYTHONPATH=kernels OMP_NUM_THREADS=1 $(BIN)/python scripts/compile_kernels.py
 recipes: $(VENV)/core               ## validate every recipe file
 	$(BIN)/dit-accel recipes check
 bench: $(VENV)/core                 ## dense, a recipe, and fewer steps on MODEL, interleaved
@@ -36,7 +38,9 @@ $(VENV)/core: pyproject.toml $(PINS)
 	$(PYTHON) -m venv $(VENV) && $(PIP) . && touch $@
 $(VENV)/test: $(VENV)/core
 	$(PIP) '.[test]' && touch $@
+$(VENV)/kernels-test: $(VENV)/test
+	$(PIP) '.[kernels-test]' -c constraints-kernels.txt && touch $@
 $(VENV)/dev: $(VENV)/core
 	$(PIP) '.[dev]' && touch $@
 
-.PHONY: help install demo test lint check fix recipes bench wheel-test test-oldest clean
+.PHONY: help install demo test lint check fix recipes bench wheel-test test-oldest kernels-check clean

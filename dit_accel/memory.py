@@ -42,13 +42,17 @@ class Memory:
         slot.made_at = {0: step}
 
     def store_heads(
-        self, address: Address, name: str, value: Tensor, heads: Sequence[int], of: Sequence[int], step: int
-    ) -> None:
-        """Copy `heads` of value [B, N, H, D] into a buffer that holds the heads `of`."""
+        self, address: Address, name: str, value: Tensor, heads: Sequence[int], of: Sequence[int], step: int,
+        places: Sequence[int] | None = None,
+    ) -> None:  # fmt: skip
+        """Copy `heads` of value [B, N, H, D] into a buffer that holds the heads `of`.
+
+        `places` are the heads' positions in `value` where it does not hold all of them.
+        """
         B, N, _, D = value.shape
         slot = self._slot(address, name, [value.new_empty((), dtype=value.dtype).expand(B, N, len(of), D)])
-        for head in heads:
-            slot.tensors[0][:, :, of.index(head)].copy_(value[:, :, head].detach())
+        for place, head in zip(heads if places is None else places, heads, strict=True):
+            slot.tensors[0][:, :, of.index(head)].copy_(value[:, :, place].detach())
             slot.made_at[head] = step
 
     def recall(self, address: Address, name: str) -> Slot | None:

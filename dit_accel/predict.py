@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from dit_accel.plan import Key, Plan
 from dit_accel.session import Forward, Session
 from dit_accel.spans import uses_current_gates
-from dit_accel.timeline import OUT, Track
+from dit_accel.timeline import DIFFERENCE, OUT, SHARED, TAIL_LSE, Track
+
+LSE_BYTES = 4  # float32 in every dtype of the model
 
 
 def check_memory(session: Session, module: nn.Module, inputs: Mapping[str, Any]) -> None:
@@ -46,7 +48,7 @@ class _Predictor:
     def bytes(self) -> int:
         heads = sum(self._heads(key, track) for key, track in self._own(self.plan.attention))
         units = sum(self._unit(key, track) for key, track in self._own(self.plan.timeline))
-        return (heads + units) * self.item
+        return heads + units * self.item
 
     def _own(self, tracks: Mapping[Key, Track]) -> list[tuple[Key, Track]]:
         return [(key, track) for key, track in tracks.items() if key[0] == self.at.component]
@@ -59,12 +61,14 @@ class _Predictor:
         return [(b, name, heads, self.at.batch) for (b, name), heads in track.slots.items() if b == owner]
 
     def _heads(self, key: Key, track: Track) -> int:
+        """Bytes of what one attention site keeps."""
         width = self._channels(key[1]) // self.denoiser.attention[key[1]]
         joint = key[1] in self.denoiser.self_attention
         total = 0
         for _, name, heads, samples in self._slots(track):
-            rows = self.at.visual + (self.text if joint and name == OUT else 0)
-            total += samples * rows * len(heads) * width
+            rows = self.at.visual + (self.text if joint and name not in (SHARED, DIFFERENCE) else 0)
+            per_row = LSE_BYTES if name == TAIL_LSE else width * self.item
+            total += samples * rows * len(heads) * per_row
         return total
 
     def _unit(self, key: Key, track: Track) -> int:

@@ -157,6 +157,11 @@ class Session:
         """A sentence for the report, once for all the sites it holds for."""
         self._notes.setdefault(text, []).append(site)
 
+    def note_once(self, text: str, site: str) -> None:
+        """A note about how a site runs at every visit."""
+        if site not in self._notes.get(text, ()):
+            self.note(text, site)
+
     def fallback(self, text: str, site: str = "") -> None:
         """A site or a run fell back to the model's own computation; an error under strict."""
         if self.strict:

@@ -3,8 +3,11 @@
 Rules (steps k, branches cond before uncond):
     reuse needs an output computed on its own branch at most max_age steps before;
     share needs cond's answer of the same step, computed or reused, and, with `difference`, a difference at
-    most max_age steps old, stored at a step at which both branches computed; cond itself never shares.
-In [attention] an entry that breaks a rule computes: that is how an interval of `reuse` refreshes itself.
+    most max_age steps old, stored at a step at which both branches computed; cond itself never shares;
+    tail and residual need what is far, stored by an anchor: a full pass of the same choice on the same head
+    and branch at most max_age steps before.
+In [attention] an entry that breaks a rule computes: that is how an interval of `reuse` refreshes itself, and
+where `tail` and `residual` make their anchors. A `full` entry makes none: it stays the pipeline's own call.
 In [timeline] the letters are explicit, so there it is an error.
 """
 
@@ -20,6 +23,7 @@ Runs = Mapping[str, frozenset[int]]  # branch -> steps
 FEW_STEPS = 8  # at or under this a step is too long for its neighbour's outputs
 
 OUT, SHARED, DIFFERENCE = "out", "shared", "difference"
+TAIL, TAIL_LSE, RESIDUAL = "tail", "tail_lse", "residual"  # what an anchor stores itself
 ALONE = "."  # the letter of what a recipe leaves to the model, and of entries that had to compute
 
 
@@ -121,6 +125,7 @@ class _Lane:
         self.strict, self.few, self.upgraded, self.runs = strict, few, 0, runs
         self.last_out: dict[str, int] = {}
         self.last_difference: int | None = None
+        self.last_anchor: dict[str, tuple[int, Any]] = {}  # branch -> (step, the method it is for)
         self.rows: dict[str, list[tuple[str, Any]]] = {b: [] for b in BRANCHES}
         for step in range(len(letters["cond"])):
             for branch in BRANCHES:
@@ -133,6 +138,8 @@ class _Lane:
         self.steps = len(self.rows["cond"])
 
     def _decide(self, letter: str, method: Any, step: int, branch: str) -> tuple[str, Any]:
+        if hasattr(method, "anchor"):
+            return self._complete(letter, method, step, branch)
         if method is None or method.computes:
             return letter, method
         shares = hasattr(method, "difference")
@@ -149,6 +156,17 @@ class _Lane:
             )
         self.upgraded += 1
         return ALONE, None
+
+    def _complete(self, letter: str, method: Any, step: int, branch: str) -> tuple[str, Any]:
+        """A method that completes what an anchor stored; where that is missing or too old, an anchor."""
+        absent = self.runs is not None and step not in self.runs[branch]
+        if absent or self.few or method.max_age == 0:
+            return ALONE, None
+        made, of = self.last_anchor.get(branch, (step, None))
+        if of == method and step - made <= method.max_age:
+            return letter, method
+        self.last_anchor[branch] = step, method
+        return ALONE, method.anchor
 
     def _why_not(self, method: Any, shares: bool, step: int, branch: str) -> str | None:
         if method.max_age == 0:
@@ -169,7 +187,22 @@ class _Lane:
     def cell(self, step: int, branch: str) -> tuple[str, Any, frozenset[str]]:
         """(letter, method, names to keep) of one step."""
         letter, method = self.rows[branch][step]
-        return letter, method, frozenset(self._keeps(step, branch))
+        names = self._keeps(step, branch)
+        if hasattr(method, "anchors"):
+            if not self._is_read(method.anchors, step, branch):
+                return letter, None, frozenset(names)  # nobody completes it: the model's own call is enough
+            names += method.keeps
+        return letter, method, frozenset(names)
+
+    def _is_read(self, method: Any, step: int, branch: str) -> bool:
+        """Whether `method` runs after its anchor at this step and before the next anchor."""
+        for later in range(step + 1, self.steps):
+            other = self.rows[branch][later][1]
+            if other == method:
+                return True
+            if hasattr(other, "anchors"):
+                return False
+        return False
 
     def _keeps(self, step: int, branch: str) -> list[str]:
         if not self._computed(step, branch):

@@ -11,7 +11,7 @@ from dit_accel.errors import MissingAnchor
 from dit_accel.plan import Key
 from dit_accel.run_report import method_name
 from dit_accel.session import Session
-from dit_accel.timeline import ALONE, DIFFERENCE, OUT, SHARED, Entry, Track
+from dit_accel.timeline import ALONE, DIFFERENCE, OUT, SHARED, TAIL_LSE, Entry, Track
 
 Dense = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
@@ -58,6 +58,14 @@ class AttentionVisit:
     def recall_from_cond(self, name: str) -> Tensor:
         """These heads of what cond stored at this very step."""
         return self.call.recall(name, "cond", self.heads, max_age=0)
+
+    def keep(self, name: str, value: Tensor) -> None:  # [B, N, h, C]
+        """Store a value of these heads for later steps of this branch, as an entry's `keep` says."""
+        self.call.store(name, value, self.heads)
+
+    def note(self, text: str) -> None:
+        """A sentence for the report, once for this site."""
+        self.call.session.note_once(text, self.call.key[1])
 
     def with_exact_text(self, visual: Tensor) -> Tensor:  # visual [B, N - num_text, h, D] -> [B, N, h, D]
         """Join shared visual rows with text rows computed by the model's own attention."""
@@ -183,11 +191,10 @@ class _Call:
     def _keep(self, out: Tensor, fell_back: list[int]) -> None:
         """Store what later steps read; heads that had to compute store all that is ever read of them."""
         branch = "cond" if self.branch == "both" else self.branch
-        for (owner, name), slot_heads in self.track.slots.items():
-            if owner != branch:
+        for owner, name in self.track.slots:
+            if owner != branch or name not in (OUT, SHARED, DIFFERENCE):  # what an anchor stores is stored
                 continue
-            local = range(self.first_head, self.first_head + out.shape[2])
-            of = [h for h in slot_heads if h in local]
+            of = self._stored_heads(owner, name)
             heads = [h for h in of if h in self.entry.keep.get(name, ()) or h in fell_back]
             value = self._value(name, out, heads)
             if heads and value is not None:
@@ -195,6 +202,20 @@ class _Call:
                 self.session.memory.store_heads(
                     self._address(self.branch), name, value, *shifted, self.at.step
                 )
+
+    def _stored_heads(self, owner: str, name: str) -> list[int]:
+        """The heads that are ever stored under a name, of those that this process holds."""
+        local = range(self.first_head, self.first_head + self.q.shape[2])
+        return [h for h in self.track.slots[owner, name] if h in local]
+
+    def store(self, name: str, value: Tensor, heads: Sequence[int]) -> None:
+        """Store a value [B, N, h, C] of `heads` that a method made itself."""
+        of = self._stored_heads("cond" if self.branch == "both" else self.branch, name)
+        self.session.memory.store_heads(
+            self._address(self.branch), name, value,
+            [h - self.first_head for h in heads], [h - self.first_head for h in of],
+            self.at.step, places=range(len(heads)),
+        )  # fmt: skip
 
     def _value(self, name: str, out: Tensor, heads: list[int]) -> Tensor | None:
         if name == OUT or not heads:
@@ -220,15 +241,12 @@ class _Call:
         if slot is None or any(age is None or age > max_age or age < 0 for age in ages):
             raise MissingAnchor(f"no {name} of the {branch} branch at most {max_age} steps old (ages {ages})")
         value = slot.tensors[0]
-        rows = self.q.shape[1] - (0 if name == OUT else self.num_text)
-        if (value.shape[0], value.shape[1], value.shape[3]) != (self.q.shape[0], rows, self.v.shape[3]):
+        rows = self.q.shape[1] - (self.num_text if name in (SHARED, DIFFERENCE) else 0)
+        width = 1 if name == TAIL_LSE else self.v.shape[3]
+        if (value.shape[0], value.shape[1], value.shape[3]) != (self.q.shape[0], rows, width):
             raise MissingAnchor(f"the stored {name} has shape {tuple(value.shape)}, not that of this call")
         owner = "cond" if branch == "both" else branch
-        of = [
-            h - self.first_head
-            for h in self.track.slots[owner, name]
-            if h - self.first_head in range(self.q.shape[2])
-        ]
+        of = [h - self.first_head for h in self._stored_heads(owner, name)]
         if local == of:
             return value
         return value[:, :, [of.index(h) for h in local]]

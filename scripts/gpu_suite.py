@@ -7,6 +7,9 @@ python scripts/gpu_suite.py --rehearse            the same path on a CPU with ti
 contract  bit-equality, undo, repeatability and finite output of every tiny pipeline on the device
 toys      trained toys: dense against every recipe made for them, time and quality
 models    real sizes, random weights: time and memory of dense, neutral and reuse; no quality is claimed
+attention        block_attention in Triton: every case of its tests, long sequences, against float64
+attention-tune   its fastest tiles for each head width, to be written into triton_configs.json
+attention-bench  its TFLOP/s at 32k tokens beside cuDNN, flash, flex_attention and fastvideo-kernel
 
 --out takes lines for docs/results. The exit status is 1 when a check failed; a slice that ran out of time
 says what it left out. Only the rehearsal runs with the tests: a GPU without lines in docs/results is a GPU on
@@ -16,6 +19,7 @@ which this has never run.
 import argparse
 import json
 import subprocess
+import sys
 import time
 import traceback
 import warnings
@@ -41,6 +45,10 @@ from dit_accel.recipe import Recipe, list_recipes
 from dit_accel.testing import TINY, TinyPipeline
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # a script's own folder is on the path, its checkout is not
+
+from scripts import gpu_attention  # noqa: E402
+
 STEPS = 12  # over the limit under which reuse is refused (dit_accel.plan.FEW_STEPS)
 
 
@@ -276,7 +284,14 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-SLICES: dict[str, Callable[[Suite], Iterator[Case]]] = {"contract": contract, "toys": toys, "models": models}
+SLICES: dict[str, Callable[[Suite], Iterator[Case]]] = {
+    "contract": contract,
+    "attention": gpu_attention.correct,
+    "attention-tune": gpu_attention.tune,
+    "attention-bench": gpu_attention.bench,
+    "toys": toys,
+    "models": models,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -25,7 +25,7 @@ LAYERS = (
     {"kernels"},
     {"errors"},
     {"registry", "recipe", "scenes"},
-    {"compat", "families", "inventory", "memory", "run_report", "sites", "timeline", "tracker"},
+    {"bricks", "compat", "families", "inventory", "memory", "run_report", "sites", "timeline", "tracker"},
     {"plan"},
     {"session"},
     {"units", "visit"},

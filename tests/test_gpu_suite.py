@@ -71,6 +71,41 @@ def test_a_real_size_fits_its_class(suite_module: ModuleType, real: int):
     assert billions == pytest.approx([1.4, 0.6, 5.6, 20.4, 14.3][real], rel=0.05)
 
 
+def test_the_attention_slices_run_and_record_what_they_measure(suite_module: ModuleType):
+    suite = rehearsal(suite_module)
+    attention = suite_module.gpu_attention
+    cases = {"all_kinds_strided": attention.CASES["all_kinds_strided"], "bias": attention.CASES["bias"]}
+    for name in cases:
+        assert attention.check_case(suite, name, torch.float16) == "within the budget"
+    assert attention.check_long(suite, 64, False) == "within the budget"
+    assert attention.tune_width(suite, 32).startswith("arch 0, width 32: Config(")
+    said = attention.bench_density(suite, "mixed", attention.MIXED)
+    assert "TFLOP/s on attended blocks" in said and "of ideal" in said
+    assert all(line["what"] == "op" and line["seconds"] > 0 for line in suite.lines)
+
+
+def test_a_wrong_result_fails_the_attention_slice(suite_module: ModuleType, monkeypatch):
+    attention, suite = suite_module.gpu_attention, rehearsal(suite_module)
+    right = attention.on_device
+
+    def wrong(suite, call):
+        results = right(suite, call)
+        return results | {"lse": results["lse"] + 0.1}
+
+    monkeypatch.setattr(attention, "on_device", wrong)
+    with pytest.raises(AssertionError, match="over the budget"):
+        attention.check_case(suite, "odd", torch.float16)
+
+
+def test_the_benchmark_lists_have_the_density_they_are_named_for(suite_module: ModuleType):
+    attention = suite_module.gpu_attention
+    near = attention.lists(32768, [1.0, 0.25, 0.1])
+    assert near.sum(2).unique(dim=1).tolist() == [[256], [64], [26]]
+    assert near.diagonal(dim1=1, dim2=2).all()
+    tiles = attention.tile_windows((6, 6, 6), 3)
+    assert tiles.shape == (216, 216) and (tiles.sum(1) == 27).all()
+
+
 def test_a_rehearsal_keeps_no_numbers(suite_module: ModuleType, tmp_path: Path):
     with pytest.raises(SystemExit):
         suite_module.main(["--rehearse", "--out", str(tmp_path / "lines.jsonl")])

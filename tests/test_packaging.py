@@ -58,13 +58,17 @@ def test_the_library_imports_only_what_it_declares():
     required = [*PROJECT["dependencies"], *(r for r in brought if "extra ==" not in r)]
     known = {_name(requirement) for requirement in required} | {"dit_accel", "dit_accel_kernels"}
     for path in (*ROOT.glob("dit_accel/**/*.py"), *ROOT.glob("kernels/**/*.py")):
+        # a backend's own files: `dispatch` imports them only to ask, and takes an ImportError for a reason
+        optional = {"triton"} if path.stem.startswith("triton") or path.stem == "ahead" else set()
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                 names = [node.module]
             for root in {name.partition(".")[0] for name in names} - sys.stdlib_module_names:
                 name = {"PIL": "pillow"}.get(root, root)
-                assert name in known, f"{path}:{node.lineno}: {root} is not among the hard dependencies"
+                assert name in known | optional, (
+                    f"{path}:{node.lineno}: {root} is not among the hard dependencies"
+                )
 
 
 def _lines(file: str) -> list[str]:

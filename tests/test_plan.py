@@ -221,7 +221,7 @@ def test_explain_draws_every_site_and_branch():
     assert "10 steps, noise level 1.000 to 0.100" in text
     assert "both    C r r C r r C r r C" in text
     assert "uncond  FFww FFww" in text
-    assert "Window(radius=(1, 1, 1))" in text
+    assert "Window(radius=(1, 1, 1)" in text
 
 
 def test_the_order_of_the_tables_in_the_file_does_not_matter():

@@ -47,7 +47,10 @@ def family(**changes):
 
 
 def test_built_in_names_are_listed_without_importing_a_method():
-    expected = ("full", "window", "arrow", "reuse", "share_branch", "compute")
+    expected = (
+        *("full", "window", "arrow", "brick", "coreset", "tail", "residual"),
+        *("reuse", "share_branch", "compute"),
+    )
     assert METHODS.names()[: len(expected)] == expected
     assert "WanTransformer3DModel" in FAMILIES.names()
 

@@ -4,6 +4,8 @@ import pytest
 
 from dit_accel.errors import RecipeError
 from dit_accel.methods.attention.full import Full
+from dit_accel.methods.attention.residual import Residual
+from dit_accel.methods.attention.tail import Tail
 from dit_accel.methods.attention.window import Window
 from dit_accel.methods.reuse.compute import Compute
 from dit_accel.methods.reuse.reuse import Reuse
@@ -19,6 +21,10 @@ METHODS = {
     "0": Reuse(max_age=0),
     "s": ShareBranch(difference=True, max_age=2),
     "c": ShareBranch(difference=False),
+    "t": Tail(extent=(1, 1, 1), max_age=2),
+    "u": Tail(extent=(0, 1, 1), max_age=2),
+    "e": Residual(extent=(1, 1, 1), max_age=2),
+    "T": Tail(extent=(1, 1, 1), max_age=0),
     "z": ShareBranch(difference=True, max_age=0),
 }
 
@@ -178,3 +184,39 @@ def test_approximates(letters: str, expected: bool):
 @pytest.mark.parametrize(("letter", "computes"), [("F", True), ("w", True), (".", True), ("r", False)])
 def test_computes(letter: str, computes: bool):
     assert track("F" + letter).entries["cond"][1].computes is computes
+
+
+@pytest.mark.parametrize(
+    ("asked", "runs", "keeps"),
+    [
+        ("ttttt", ".tt.t", ["tt", "", "", "tt", ""]),  # renews itself when it is over age
+        ("FttFt", "F.tF.", ["", "tt", "", "", ""]),  # full stays the model's own call: it makes no anchor
+        ("FtFtF", "F.FtF", ["", "tt", "", "", ""]),  # and touches none
+        ("tFFFt", ".FFF.", ["", "", "", "", ""]),  # too old when read: nothing is kept
+        ("ttuut", ".t.u.", ["tt", "", "tt", "", ""]),  # another near set needs its own far part
+        ("tteet", ".t.e.", ["tt", "", "r", "", ""]),
+        ("twt", ".wt", ["tt", "", ""]),  # a window does not touch it
+        ("ttr", ".tr", ["tt", "o", ""]),  # reuse takes what a completed step gave
+        ("trt", ".rt", ["ott", "", ""]),
+        ("TTT", "...", ["", "", ""]),
+    ],
+)
+def test_far_parts(asked: str, runs: str, keeps: list[str]):
+    found = track(asked)
+    assert ran(found) == ran(found, "uncond") == runs
+    assert kept(found) == keeps
+    anchors = [type(entry.groups[0][0]).__name__ == "Anchor" for entry in found.entries["cond"]]
+    assert anchors == ["t" in names or "r" in names for names in keeps], "an anchor nobody reads is none"
+    assert found.upgraded == 0
+
+
+def test_few_steps_complete_nothing():
+    found = track("tttt", few=True)
+    assert ran(found) == "...." and not found.approximates
+
+
+def test_an_anchor_stands_where_the_site_is_reached():
+    reached = {"cond": frozenset({1, 2, 3}), "uncond": frozenset({2, 3})}
+    found = track("tttt", runs=reached)
+    assert ran(found) == "..tt" and ran(found, "uncond") == "...t"
+    assert kept(found) == ["", "tt", "", ""] and kept(found, "uncond") == ["", "", "tt", ""]

@@ -15,7 +15,7 @@ from typing import Any
 
 log = logging.getLogger("dit_accel_kernels")
 
-BACKENDS = ("cuda", "triton", "cpu", "reference")  # the order in which "auto" tries them
+BACKENDS = ("cuda", "triton", "cpu", "gathered", "reference")  # the order in which "auto" tries them
 
 
 class BackendUnavailable(RuntimeError):

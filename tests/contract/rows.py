@@ -28,8 +28,13 @@ schema = 1
 steps = 9
 [choices]
 F = {{ method = "full" }}
-w = {{ method = "window", radius = [0, 1, 1] }}
-a = {{ method = "arrow", radius = [0, 1, 1] }}
+w = {{ method = "window", radius = [0, 1, 1], brick = [1, 2, 2] }}
+x = {{ method = "window", radius = [0, 1, 1], mask = "tokens" }}
+a = {{ method = "arrow", radius = [0, 1, 1], brick = [1, 2, 2] }}
+b = {{ method = "brick", extent = [0, 0, [0, 0.4]], brick = [1, 2, 2] }}
+k = {{ method = "coreset", bucket = [1, 2, 2] }}
+t = {{ method = "tail", extent = [0, 0, 1], brick = [1, 2, 2], max_age = 2 }}
+e = {{ method = "residual", radius = [0, 1, 0], brick = [1, 2, 2], max_age = 2 }}
 r = {{ method = "reuse", max_age = 2 }}
 R = {{ method = "reuse", max_age = 2, gates = "stored" }}
 s = {{ method = "share_branch", max_age = 2 }}
@@ -68,6 +73,11 @@ ROWS: dict[str, Row] = {
         Row("compute", '[timeline.both]\n"*" = "CCCCCCCCC"\n', "compute", exact=True, stores=False),
         Row("window", _attention("FwwF"), "window", stores=False, needs_grid=True),
         Row("arrow", _attention("a"), "arrow", stores=False, needs_grid=True),
+        Row("window, by tokens", _attention("x"), "window", stores=False, needs_grid=True),
+        Row("brick", _attention("FbbF"), "brick", stores=False, needs_grid=True),
+        Row("coreset", _attention("kFFk"), "coreset", stores=False, needs_grid=True),
+        Row("tail", _attention("FttF"), "tail", needs_grid=True),
+        Row("residual", _attention("e"), "residual", needs_grid=True),
         Row("reuse heads", _attention("FrFr"), "reuse"),
         Row("reuse every attention", '[attention.both]\n"*" = ["r"]\n', "reuse"),
         Row("reuse module", _timeline("1.{attn}", "CrCrrCrrC"), "reuse"),
@@ -84,6 +94,11 @@ ROWS: dict[str, Row] = {
         Row("share module, copy", _timeline("1.{attn}", "CccCccCcC"), "share_branch", **SHARE),
         Row("share span", _timeline("1-2", "CssCssCsC"), "share_branch", **SHARE),
         Row("share span, copy", _timeline("1-2", "CccCccCcC"), "share_branch", **SHARE),
+        Row(
+            "mixed with far parts", '[noise]\nedges = [1.0, 0.5, 0.0]\n'
+            '[attention.both]\n"{blocks}.*.{attn}" = ["tFer", "etbk"]\n'
+            '[timeline.both]\n"{blocks}.2" = "CCCRCsCRC"\n', "tail", needs_grid=True, **SHARE,
+        ),
         Row(
             "mixed", '[noise]\nedges = [1.0, 0.5, 0.0]\n'
             '[attention.both]\n"{blocks}.*.{attn}" = ["FFrs", "Fwrs"]\n'

@@ -61,6 +61,7 @@ def compiled(case: str, row: str | None, way: Callable, first: bool):
 CASES = [
     ("full", "wan", repeated),
     ("window", "wan", ours),
+    ("tail", "wan", ours),
     ("reuse heads", "qwen_image", repeated),
     ("reuse span, stored gates", "wan", each_block),
     ("reuse span, stored gates", "cogvideox", ours),

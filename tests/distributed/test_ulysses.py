@@ -30,7 +30,7 @@ def test_the_neutral_recipe_changes_no_bit_on_two_ranks(name, order, run_ulysses
 ARROW = """
 schema = 1
 [choices]
-w = {{ method = "arrow", radius = [0, 1, 1] }}
+w = {{ method = "arrow", radius = [0, 1, 1], brick = [1, 2, 2] }}
 [noise]
 edges = [1.0, 0.0]
 [attention.both]

@@ -2,26 +2,36 @@
 
 Source: DiTFastAttn, Yuan et al. 2024, arXiv:2406.08552, section 3.2 (there a 1-D band; here the box
     |df| <= frames, |dr| <= rows, |dc| <= columns of the token grid, so that a video keeps its neighbours).
-    Where text shares the sequence it sees all and is seen by all, as in DiTFastAttnV2.
+    Where text shares the sequence it sees all and is seen by all, as in DiTFastAttnV2. Blocks of tokens
+    that hold a pair of the box are attended whole, as in the paper's kernel: a superset of the box, and
+    all that a kernel can make fast.
 Keeps: nothing.
 Exact when: the radius covers the grid.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from dit_accel.bricks import Grid, reach
+from dit_accel.methods.attention.base import Near, Rules, attend
 from dit_accel.visit import AttentionVisit, Unmet
 from dit_accel_kernels.masked_attention import WindowMask, masked_attention
 
 
 @dataclass(frozen=True)
 class Window:
-    """Attend within `radius` = (frames, rows, columns) tokens on each side."""
+    """Attend within `radius` = (frames, rows, columns) tokens on each side; an axis may have a rule.
 
-    radius: tuple[int, int, int]
+    `mask = "tokens"` keeps exactly the pairs of the box: slow, for studies of what rounding to blocks adds.
+    `brick` is the size of a block in tokens, by default 128 tokens that fit the grid.
+    """
+
+    radius: Rules
+    mask: Literal["blocks", "tokens"] = "blocks"
+    brick: Grid | None = None
 
     seams: ClassVar[frozenset[str]] = frozenset({"attention"})
     computes: ClassVar[bool] = True
@@ -29,11 +39,20 @@ class Window:
     needs_grid: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if min(self.radius) < 0:
-            raise ValueError(f"radius must be three numbers >= 0 (frames, rows, columns); got {self.radius}")
+        if self.mask not in ("blocks", "tokens"):
+            raise ValueError(f'mask must be "blocks" or "tokens"; got {self.mask!r}')
+        _ = self.near  # checks the radius and the brick
+
+    @property
+    def near(self) -> Near:
+        return Near(radius=self.radius, brick=self.brick)
 
     def attend(self, visit: AttentionVisit) -> Tensor:  # [B, N, h, D]
-        mask = WindowMask(visit.grid, self.radius, visit.num_text, visit.text_first)
+        return attend(visit, self.near) if self.mask == "blocks" else self._attend_tokens(visit)
+
+    def _attend_tokens(self, visit: AttentionVisit) -> Tensor:
+        frames, rows, columns = (reach(rule, n) for rule, n in zip(self.radius, visit.grid, strict=True))
+        mask = WindowMask(visit.grid, (frames, rows, columns), visit.num_text, visit.text_first)
         if visit.mask is not None:
             if visit.mask.dtype != torch.bool:
                 raise Unmet("its attention adds a bias to the scores")

@@ -174,7 +174,7 @@ STAGES = {
     "pixart": {
         "small": Stage("image128", 32, things=6.0),
         "full": Stage("image256", 8, things=4.0),
-        "mixed": Stage("image256", 8, shift=6.0, beside=("image128", 32)),
+        "mixed": Stage("image256", 8, things=6.0, beside=("image128", 32)),
     },
 }
 

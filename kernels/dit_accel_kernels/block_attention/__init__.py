@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dit_accel_kernels.block_attention.merge import merge
+from dit_accel_kernels.block_attention.op import block_attention_op, numbers_of
 from dit_accel_kernels.block_attention.plan import CACHED_LSE, BlockPlan, Kind, plan_blocks, starts_of
 from dit_accel_kernels.dispatch import select
 
@@ -54,8 +55,12 @@ def block_attention(
     lse = torch.full(q.shape[:3], float("-inf"), dtype=lse_dtype, device=q.device)
     if out is None:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    run = select("block_attention", backend, q=q, k=k, v=v, plan=plan, key_bias=key_bias)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if torch.compiler.is_compiling():  # the operator chooses the backend when it runs
+        rest = scale, cached, cached_lse, key_bias, valid_keys, backend
+        block_attention_op(out, lse, q, k, v, *numbers_of(plan), *rest)
+        return out, lse
+    run = select("block_attention", backend, q=q, k=k, v=v, plan=plan, key_bias=key_bias)
     run(out, lse, q, k, v, plan, scale, cached, cached_lse, key_bias, valid_keys)
     return out, lse
 

@@ -38,6 +38,7 @@ def block_attention(
         if kind is Kind.SKIP:
             continue
         if kind is Kind.COPY:
+            assert cached is not None  # checked by the op
             out[:, :, head] = cached[:, :, slot[head]].to(out.dtype)
             continue
         for start in range(0, q.shape[1], rows):
@@ -106,15 +107,18 @@ def _finish(
 ) -> tuple[Tensor, Tensor]:
     """The head's result and lse from its near (and rest) part; writes what an emitting head keeps."""
     near, near_lse = attended[0]
+    if kind is Kind.ATTEND:
+        return near, near_lse
+    assert cached is not None  # checked by the op
     if kind is Kind.ADD:
         return near + cached.to(near.dtype), near_lse
     if kind is Kind.MERGE:
+        assert cached_lse is not None
         return merge(near, near_lse, cached.to(near.dtype), cached_lse.to(near.dtype))
-    if kind is Kind.ATTEND:
-        return near, near_lse
     rest, rest_lse = attended[1]
     full, full_lse = merge(near, near_lse, rest, rest_lse)
     if kind is Kind.EMIT_TAIL:
+        assert cached_lse is not None
         cached.copy_(rest)
         cached_lse.copy_(rest_lse)
     else:

@@ -1,68 +1,34 @@
-"""A small search over periodic timelines: one span of blocks, cond computed every p-th step, uncond q-th.
+"""A small search over timelines of one span: which visits of which branch are skipped.
 
-Every candidate is a whole recipe, measured by real generations beside the dense pipeline
-(`dit_accel.compare`); there is no proxy for speed or quality. The first `warm` and the last `rest` steps
-compute everything. In between
-
-    cond    computes at every `cond`-th step and is reused at the others,
-    uncond  computes at every `uncond`-th of cond's computed steps and is derived from cond at the others,
-            with the difference stored when both last computed.
-
-Of the candidates as fast as a goal the one nearest to dense wins; a goal nobody reaches gets the fastest.
+Dense runs of the calibration prompts (`trajectory`) tell which rows of letters cost least at an amount of
+work (`skips`);
+the best rows at several amounts are then measured by real generations beside the dense pipeline
+(`dit_accel.compare`). Of those as fast as a goal the one nearest to dense wins; a goal nobody reaches gets
+the fastest.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
+import numpy as np
+
+from dit_accel import api
 from dit_accel.compare import Comparison, Job, Options, compare
+from dit_accel.generate import generate
 from dit_accel.loading import Model
 from dit_accel.recipe import Recipe
+from dit_accel.search.skips import Actions, choose, letters, predicted_error, work
+from dit_accel.search.trajectory import Trajectory, calibrate, record
 
 GOALS = {"safe": 1.25, "balanced": 1.6, "fast": 2.2}  # whole-pipeline speedups
 
 
-@dataclass(frozen=True)
-class Period:
-    """One candidate timeline."""
-
-    warm: int  # steps that compute everything at the start
-    rest: int  # and at the end
-    cond: int  # cond computes every so many steps; 1 is always
-    uncond: int  # uncond computes at every so many of those
-
-    def letters(self, steps: int) -> tuple[str, str]:
-        """(cond, uncond): C compute, r reuse, s derived from cond."""
-        rows = [self._step(step, steps) for step in range(steps)]
-        return "".join(c for c, _ in rows), "".join(u for _, u in rows)
-
-    def work(self, steps: int) -> float:
-        """The share of the span's visits that compute."""
-        rows = "".join(self.letters(steps))
-        return rows.count("C") / len(rows)
-
-    def _step(self, step: int, steps: int) -> tuple[str, str]:
-        since = step - self.warm
-        if since < 0 or step >= steps - self.rest:
-            return "C", "C"
-        if (since + 1) % self.cond:
-            return "r", "s"
-        return "C", "s" if ((since + 1) // self.cond) % self.uncond else "C"
-
-
-def periods(steps: int) -> list[Period]:
-    """The candidates, most work first; those with the same letters once."""
-    grid = product((2, 3, max(3, steps // 6)), (1, 2), (1, 2, 3), (1, 2, 3, 4))
-    unique = {period.letters(steps): period for period in (Period(*each) for each in grid)}
-    return sorted(unique.values(), key=lambda period: -period.work(steps))
-
-
-def recipe_of(period: Period, model: Model, steps: int, blocks: int, gates: str, name: str) -> Recipe:
+def recipe_of(actions: Actions, model: Model, blocks: int, gates: str, name: str) -> Recipe:
     """The candidate as a recipe for this model: one span over all blocks."""
-    family = model.family
+    family, steps = model.family, len(actions)
     assert family is not None
-    cond, uncond = period.letters(steps)
+    cond, uncond = letters(actions)
     ages = {"max_age": steps}
     site = f"{family.blocks[0]}.0-{blocks - 1}"
     return Recipe.from_dict(
@@ -80,36 +46,68 @@ def recipe_of(period: Period, model: Model, steps: int, blocks: int, gates: str,
     )
 
 
-def predicted_speedup(period: Period, steps: int, denoising: float) -> float:
-    """Speedup if skipped visits were free; `denoising` is its share of the dense time."""
-    return 1 / (1 - denoising * (1 - period.work(steps)))
+def skips_for(speedup: float, steps: int, denoising: float) -> int:
+    """Visits to skip for a whole-pipeline speedup if skipped visits were free; `denoising` is its share."""
+    share = (1 - 1 / speedup) / denoising
+    return min(2 * (steps - 1), max(0, math.ceil(2 * steps * share - 1e-9)))
+
+
+def trajectories_of(
+    model: Model, jobs: Sequence[Job], arguments: dict[str, Any], tell: Callable[[str], None]
+) -> list[Trajectory]:
+    """Dense runs of `jobs`, their weights calibrated by runs that skip one step of the whole span."""
+    blocks = _blocks(model)
+    found = []
+    for job in jobs:
+        run = record(model, job.prompt, job.seed, arguments)
+        steps = len(run.weight)
+
+        def skipped(step: int, job: Job = job, steps: int = steps) -> np.ndarray:
+            actions = tuple(2 * (each == step) for each in range(steps))
+            with api.accelerated(model.pipe, recipe_of(actions, model, blocks, "stored", "probe")):
+                return generate(model, job.prompt, arguments, job.seed).frames
+
+        found.append(calibrate(run, skipped))
+        factors = found[-1].weight / run.weight
+        tell(f"{job.prompt!r}: an error grows {factors.max():.2g} to {factors.min():.2g} times")
+    return found
+
+
+def _blocks(model: Model) -> int:
+    return len(model.pipe.transformer.get_submodule(model.family.blocks[0]))  # pyright: ignore
 
 
 def search(
     model: Model,
+    trajectories: Sequence[Trajectory],
     jobs: Sequence[Job],
     arguments: dict[str, Any],
-    steps: int,
     goals: dict[str, float],
     denoising: float,
     tell: Callable[[str], None],
-    per_goal: int = 6,
+    slack: Iterable[float] = (1.03, 1.1),
     gates: Iterable[str] = ("current", "stored"),
 ) -> dict[str, tuple[Recipe, Comparison]]:
-    """For each goal the best measured recipe on the calibration `jobs`, with its measurement."""
-    blocks = len(model.pipe.transformer.get_submodule(model.family.blocks[0]))  # pyright: ignore
+    """For each goal the best recipe measured on `jobs`, with its measurement.
+
+    For each of `slack` the rows are chosen for that many times the goal, since skipping is not free.
+    """
+    steps = len(trajectories[0].weight)
+    blocks = _blocks(model)
     found: dict[str, tuple[Recipe, Comparison]] = {}
     for goal, wanted in goals.items():
-        near = [p for p in periods(steps) if 1.0 <= predicted_speedup(p, steps, denoising) / wanted <= 1.25]
-        tried = [
-            _measure(recipe_of(period, model, steps, blocks, kind, goal), model, jobs, arguments, tell)
-            for period in near[:: max(1, len(near) // per_goal)]
-            for kind in gates
-        ]
+        amounts = sorted({skips_for(wanted * more, steps, denoising) for more in slack})
+        tried = []
+        for actions in (choose(trajectories, amount) for amount in amounts):
+            error = predicted_error(trajectories, actions)
+            tell(f"{goal}: work {work(actions):.3f}, predicted error {error:.4f}")
+            for kind in gates if "r" in letters(actions)[0] else ("stored",):
+                recipe = recipe_of(actions, model, blocks, kind, goal)
+                tried.append(_measure(recipe, model, jobs, arguments, tell))
         reached = [each for each in tried if each[1].speedup() >= wanted]
         if reached:
             found[goal] = max(reached, key=lambda each: each[1].columns["recipe"].mean("psnr") or 0)
-        elif tried:
+        else:
             found[goal] = max(tried, key=lambda each: each[1].speedup())
             tell(f"{goal}: no candidate reached {wanted}x; kept the fastest")
     return found

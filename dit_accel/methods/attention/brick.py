@@ -1,0 +1,43 @@
+"""Brick attention: a block of tokens attends to the bricks around it.
+
+Source: sliding tile attention, Zhang et al. 2025, arXiv:2502.04507, as in VORTA, arXiv:2505.18809; here with
+    bricks that are kernel blocks on any grid, and extents that may be rules of the grid as in
+    MoA, Fu et al. 2024, arXiv:2406.14909. Text sees all and is seen by all.
+Keeps: nothing.
+Exact when: the extent covers the grid.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from dit_accel.bricks import Grid
+from dit_accel.methods.attention.base import Near, Rules, attend
+from dit_accel.visit import AttentionVisit
+
+
+@dataclass(frozen=True)
+class Brick:
+    """Attend within `extent` = (frames, rows, columns) bricks on each side; an axis may have a rule.
+
+    `brick` is its size in tokens, by default 128 tokens that fit the grid.
+    """
+
+    extent: Rules
+    brick: Grid | None = None
+
+    seams: ClassVar[frozenset[str]] = frozenset({"attention"})
+    computes: ClassVar[bool] = True
+    exact: ClassVar[bool] = False
+    needs_grid: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _ = self.near  # checks the extent and the brick
+
+    @property
+    def near(self) -> Near:
+        return Near(extent=self.extent, brick=self.brick)
+
+    def attend(self, visit: AttentionVisit) -> Tensor:  # [B, N, h, D]
+        return attend(visit, self.near)

@@ -1,0 +1,42 @@
+"""Tail: near blocks are attended at every step, what is far is merged from an earlier full pass.
+
+Source: ours, from the residual of DiTFastAttn, Yuan et al. 2024, arXiv:2406.08552, section 3.2, and the merge
+    of partial softmaxes of flash attention, arXiv:2205.14135, section 3.1:
+
+        out(t) = merge(near part at t, far part of step a),     a = last anchor, t - a <= max_age
+
+    so the weights of near and far follow the near scores, which an added residual cannot.
+Keeps: per site, branch and head the far part [B, N, D] and its log-sum-exp [B, N] in float32.
+Exact when: the near set covers the grid, or max_age = 0 (every step computes).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dit_accel.methods.attention.base import Anchored, attend
+from dit_accel.timeline import TAIL, TAIL_LSE
+from dit_accel.visit import AttentionVisit
+from dit_accel_kernels.block_attention import Kind
+
+
+@dataclass(frozen=True)
+class Tail(Anchored):
+    """Attend to what is near, merge what is far: the parameters are those of `Anchored`."""
+
+    keeps: ClassVar[tuple[str, ...]] = (TAIL, TAIL_LSE)
+
+    def attend(self, visit: AttentionVisit) -> Tensor:  # [B, N, h, D]
+        far, far_lse = visit.recall(TAIL, self.max_age), visit.recall(TAIL_LSE, self.max_age)
+        return attend(visit, self.near, Kind.MERGE, far, far_lse.squeeze(3))
+
+    def attend_and_keep(self, visit: AttentionVisit) -> Tensor:  # [B, N, h, D]
+        """Full attention; the far part is left behind without attending anything twice."""
+        far = torch.empty_like(visit.q, memory_format=torch.contiguous_format)
+        far_lse = torch.empty(visit.q.shape[:3], dtype=torch.float32, device=visit.q.device)
+        out = attend(visit, self.near, Kind.EMIT_TAIL, far, far_lse)
+        visit.keep(TAIL, far)
+        visit.keep(TAIL_LSE, far_lse.unsqueeze(3))
+        return out
