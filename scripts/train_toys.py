@@ -1,4 +1,4 @@
-"""Trains the toy pipelines: first `vae`, then `encode`, the stages of `denoiser`, `export`, `evaluate`."""
+"""Trains the toy pipelines: first `vae`, `encode`, `read`, the stages of `denoiser`, `export`, `evaluate`."""
 
 import json
 from pathlib import Path
@@ -48,6 +48,25 @@ def encode(
     vae = type(build_vae(toy)).from_pretrained(vae_folder)
     kind, frames = ("video", 33) if toy == "wan" else ("image", 1)
     encode_pool(vae, pools / f"{kind}{size}-{seed:04d}.safetensors", count, seed, size, frames)
+
+
+@app.command()
+def read(
+    toy: str,
+    folder: Folder,
+    start: Path | None = None,
+    steps: int = 2500,
+    lr: float = 1.5e-3,
+    cooldown: int = 700,
+    seed: int = 0,
+    threads: Threads = 0,
+) -> None:
+    """Teaches TOY's text encoder which words belong together; the transformer of START stays as it is."""
+    from dit_accel.train.toys.loop import LoopConfig
+    from dit_accel.train.toys.reading import train_reading
+
+    _threads(threads)
+    train_reading(toy, LoopConfig(folder, steps, lr, cooldown=cooldown, seed=seed, save_every=100), start)
 
 
 @app.command()

@@ -121,7 +121,7 @@ def _compile(command: list[str], built: Path) -> None:
     handle, temporary = tempfile.mkstemp(suffix=".so", prefix=f".{built.stem}-", dir=built.parent)
     os.close(handle)
     try:
-        done = _run([*command, "-o", temporary, "-lm"])
+        done = _run([*command, "-o", temporary, "-lm", "-ldl"])
         if done.returncode:
             last = " | ".join(done.stderr.strip().splitlines()[-5:])
             raise BuildError(f"{command[0]} ended with status {done.returncode}: {last}")

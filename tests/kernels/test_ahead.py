@@ -69,14 +69,7 @@ def test_every_device_width_and_block_has_a_config_and_every_build_a_name():
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize(
-    ("arch", "width"),
-    [
-        (89, 64),
-        # 3 spill instructions with Triton 3.9, 16 with 3.6; other tiles have not been tried
-        pytest.param(90, 128, marks=pytest.mark.xfail(raises=AssertionError, reason="spills", strict=False)),
-    ],
-)
+@pytest.mark.parametrize(("arch", "width"), [(80, 64), (90, 128)])
 def test_the_attention_kernel_compiles_without_spills(arch: int, width: int):
     each = build(arch, width)
     measured = measure(each)

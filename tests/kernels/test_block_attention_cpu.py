@@ -34,10 +34,13 @@ def test_narrower_builds_are_as_accurate(level, dtype, case, monkeypatch):
     test_every_backend_is_as_accurate_as_plain_torch("cpu", dtype, case)
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["torch's threads", "own threads"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @torch.no_grad()
-def test_the_number_of_threads_changes_nothing(dtype, monkeypatch):
+def test_the_number_of_threads_changes_nothing(dtype, own, monkeypatch):
     monkeypatch.setattr(cpu, "OF_A_THREAD", 1)
+    if own:
+        monkeypatch.setenv("DIT_ACCEL_OWN_THREADS", "1")
     call = make(CASES["all_kinds"], dtype)
     before, results = torch.get_num_threads(), []
     try:

@@ -10,6 +10,11 @@ neighbouring keys for the sums. A "unit" is 32 bits of such a product's inputs: 
 
 Sources: online softmax as in flash attention (arXiv:2205.14135); tail and residual as in `__init__.py`. */
 
+#define _GNU_SOURCE /* RTLD_DEFAULT */
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdlib.h>
+
 #include "tiles.h"
 
 /* ---------------------------------------------------------------- one item */
@@ -119,29 +124,54 @@ static void run_item(const Job *job, const Scratch *s, int64_t number) {
 
 /* ---------------------------------------------------------------- threads */
 
-/* Everything is packed before anything is attended. Waiting threads sleep. */
-static void wait_for_all(Job *job) {
-    pthread_mutex_lock(&job->lock);
-    job->waiting--;
-    if (job->waiting == 0) pthread_cond_broadcast(&job->all_here);
-    while (job->waiting > 0) pthread_cond_wait(&job->all_here, &job->lock);
-    pthread_mutex_unlock(&job->lock);
+static void pack_part(void *given) {
+    Job *job = given;
+    pack_all(job, scratch_of(job, atomic_fetch_add(&job->numbers, 1)).row);
 }
 
-typedef struct { Job *job; int64_t number; } Worker;
-
-static void *work(void *given) {
-    Worker *worker = given;
-    Job *job = worker->job;
-    Scratch s = scratch_of(job, worker->number);
+static void attend_part(void *given) {
+    Job *job = given;
+    Scratch s = scratch_of(job, atomic_fetch_add(&job->numbers, 1));
     int64_t items = job->call->items * job->call->batch;
-    pack_all(job, s.row);
-    wait_for_all(job);
     for (int64_t n; (n = atomic_fetch_add(&job->taken, 1)) < items;) run_item(job, &s, n);
+}
+
+typedef struct { void (*part)(void *); Job *job; } Start;
+
+static void *begin(void *given) {
+    Start *start = given;
+    start->part(start->job);
     return NULL;
 }
 
 #define MOST_THREADS 256
+
+/* Threads of our own live for one part, so that none spins or is left over in a fork; one takes about 20 us. */
+static void on_own_threads(Job *job, void (*part)(void *), int64_t wanted) {
+    pthread_t threads[MOST_THREADS];
+    Start start = {part, job};
+    int64_t started = 1;
+    for (; started < wanted; started++)
+        if (pthread_create(&threads[started], NULL, begin, &start)) break;
+    part(job);
+    for (int64_t i = 1; i < started; i++) pthread_join(threads[i], NULL);
+}
+
+typedef void (*Team)(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel of libgomp, also in libomp */
+
+/* The workers of PyTorch's OpenMP spin for milliseconds after an op of its own; threads beside them would have half
+   a core each. So its team does the work where the process has one: the same entry point, found by name. */
+static void on_threads(Job *job, void (*part)(void *)) {
+    int64_t wanted = job->call->threads < MOST_THREADS ? job->call->threads : MOST_THREADS;
+    Team team = (Team)dlsym(RTLD_DEFAULT, "GOMP_parallel");
+    atomic_store(&job->numbers, 0);
+    if (wanted == 1)
+        part(job);
+    else if (team && !getenv("DIT_ACCEL_OWN_THREADS"))
+        team(part, job, wanted, 0);
+    else
+        on_own_threads(job, part, wanted);
+}
 
 int64_t block_attention_workspace(const Call *c) {
     Job job;
@@ -149,24 +179,9 @@ int64_t block_attention_workspace(const Call *c) {
     return job.bytes;
 }
 
-/* Threads live for one call, so that none spins or is left over in a fork; one takes about 20 us to start. */
 void block_attention(const Call *c) {
-    Job job = {.lock = PTHREAD_MUTEX_INITIALIZER, .all_here = PTHREAD_COND_INITIALIZER};
-    pthread_t threads[MOST_THREADS];
-    Worker workers[MOST_THREADS];
-    int64_t started = 1, wanted = c->threads < MOST_THREADS ? c->threads : MOST_THREADS;
+    Job job = {0};
     lay_out(&job, c, c->workspace);
-    job.waiting = wanted;
-    for (; started < wanted; started++) {
-        workers[started] = (Worker){&job, started};
-        if (pthread_create(&threads[started], NULL, work, &workers[started])) break;
-    }
-    pthread_mutex_lock(&job.lock);
-    job.waiting -= wanted - started; /* those that could not be started */
-    pthread_mutex_unlock(&job.lock);
-    workers[0] = (Worker){&job, 0};
-    work(&workers[0]);
-    for (int64_t i = 1; i < started; i++) pthread_join(threads[i], NULL);
-    pthread_mutex_destroy(&job.lock);
-    pthread_cond_destroy(&job.all_here);
+    on_threads(&job, pack_part); /* everything is packed before anything is attended */
+    on_threads(&job, attend_part);
 }

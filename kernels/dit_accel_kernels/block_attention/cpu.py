@@ -1,6 +1,7 @@
 """block_attention on a CPU, in C (`cpu.c`), built at first use; `build.py` says how and where.
 
-The interpreter's lock is released during a call. Threads: `torch.get_num_threads()`, fewer for little work.
+The interpreter's lock is released during a call. Threads: `torch.get_num_threads()`, fewer for little
+work; they are those of PyTorch's own OpenMP team where the process has one.
 """
 
 import ctypes

@@ -3,7 +3,6 @@
 #define DIT_ACCEL_PACKING_H
 
 #include <math.h>
-#include <pthread.h>
 #include <stdatomic.h>
 
 #include "rows.h"
@@ -47,10 +46,7 @@ typedef struct {
     uint8_t *biased;                   /* [packs, heads, k_blocks] */
     float *bias, *k, *v, *scratch;
     int64_t k_size, v_size, scratch_size, bytes;
-    atomic_long packed, taken;
-    pthread_mutex_t lock;
-    pthread_cond_t all_here;
-    int64_t waiting;
+    atomic_long packed, taken, numbers; /* the next block to pack, item to attend, and thread's scratch */
 } Job;
 
 typedef struct { float *q, *sums, *kept, *top, *total, *scores, *row; } Scratch;

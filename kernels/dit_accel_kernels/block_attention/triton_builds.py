@@ -63,7 +63,9 @@ def build(
     fixed |= dict.fromkeys(ALWAYS_ONE, 1)
     if not masks:
         fixed |= {"KEY_BIAS": None, "VALID_KEYS": None}
-    needs = () if dtype == "fp32" else (MATRIX[arch], *(["UTMALDG"] if described else ["LDGSTS"]))
+    # with one stage nothing is loaded ahead
+    copies = "UTMALDG" if described else "LDGSTS" if config.num_stages > 1 else MATRIX[arch]
+    needs = () if dtype == "fp32" else (MATRIX[arch], copies)
     way = "descriptors" if described else "pointers"
     name = f"sm_{arch} D={width} {dtype} block={block} {way}{' masks' if masks else ''}"
     hot = width in HOT and bits == 16 and block == 128 and not masks
