@@ -179,16 +179,18 @@ struct Consumer {
     warpgroup_sync(1 + number);
   }
 
-  // Scores in base 2 with their bias, by selection: an unseen score may be NaN.
+  // Scores in base 2 with their bias. An unseen score may be NaN, and fminf takes the other side of a NaN. Written as
+  // a selection this keeps a second copy of the scores alive, and D = 128 spills.
   __device__ __forceinline__ void add_bias() {
     const float* bias = s.bias[number][bias_parity] + thread % 4 * 2;
 #pragma unroll
     for (int i = 0; i < 64; i += 4) {
       float2 b = *(const float2*)(bias + i * 2);
+      float2 most = make_float2(b.x == -infinity() ? b.x : infinity(), b.y == -infinity() ? b.y : infinity());
 #pragma unroll
       for (int half = 0; half < 4; half += 2) {
-        scores[i + half] = b.x == -infinity() ? b.x : fmaf(scores[i + half], scale2, b.x);
-        scores[i + half + 1] = b.y == -infinity() ? b.y : fmaf(scores[i + half + 1], scale2, b.y);
+        scores[i + half] = fminf(fmaf(scores[i + half], scale2, b.x), most.x);
+        scores[i + half + 1] = fminf(fmaf(scores[i + half + 1], scale2, b.y), most.y);
       }
     }
   }
