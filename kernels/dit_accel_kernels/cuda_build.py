@@ -1,8 +1,7 @@
 """Build CUDA sources into cubins with nvcc, into the user's cache, and read what ptxas says about them.
 
-A cubin is keyed by its sources, flags and compiler, so that a change of any builds anew; the cache is
-private to the
-user, and a file appears there whole or not at all.
+A cubin is keyed by its sources, flags and compiler, so that a change of any builds anew; the cache is that of
+`build.py`, and a file appears there whole or not at all.
 """
 
 import hashlib
@@ -15,12 +14,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from dit_accel_kernels.build import SECONDS, BuildError, cache_folder
+
 FLAGS = ("-std=c++17", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-Xptxas=-v", "-cubin")
 SERIALISED = ("C7508", "C7510")  # setmaxnreg ignored; wgmma waits for each product
-
-
-class BuildError(RuntimeError):
-    """nvcc is missing or refused the source; its message follows."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +37,18 @@ def find_nvcc() -> str | None:
 
 
 def nvcc_version(nvcc: str) -> str:
-    """What `nvcc --version` says."""
-    return subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    """What `nvcc --version` says. Raises BuildError."""
+    return _run([nvcc, "--version"]).stdout
 
 
-def cache_folder() -> Path:
-    """The user's cache of built kernels, readable by nobody else."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "dit_accel" / "cubins"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if folder.stat().st_uid != os.getuid():
-        raise BuildError(f"{folder} belongs to another user: code from there will not be loaded")
-    folder.chmod(0o700)
-    return folder
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{command[0]} cannot be run: {error}") from error
+    if done.returncode:
+        raise BuildError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return done
 
 
 def source_key(sources: list[Path], flags: tuple[str, ...], compiler: str) -> str:
@@ -68,10 +64,7 @@ def compile_cubin(source: Path, target: Path, defines: tuple[str, ...] = ()) -> 
     nvcc = find_nvcc()
     if nvcc is None:
         raise BuildError("no nvcc: set CUDA_HOME or put it on the PATH")
-    command = [nvcc, *FLAGS, *defines, "-o", str(target), str(source)]
-    run = subprocess.run(command, capture_output=True, text=True)
-    if run.returncode:
-        raise BuildError(f"{' '.join(command)}\n{run.stdout}{run.stderr}")
+    run = _run([nvcc, *FLAGS, *defines, "-o", str(target), str(source)])
     return run.stdout + run.stderr
 
 
@@ -84,9 +77,8 @@ def cached_cubin(source: Path, headers: list[Path], defines: tuple[str, ...] = (
     key = source_key([source, *headers], FLAGS + defines, nvcc_version(nvcc))
     target = folder / f"{source.stem}-{key}.cubin"
     if not target.exists():
-        with tempfile.TemporaryDirectory(
-            dir=folder
-        ) as scratch:  # of the same file system: the rename is atomic
+        # of the same file system: the rename is atomic
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
             built = Path(scratch) / target.name
             compile_cubin(source, built, defines)
             built.chmod(0o600)

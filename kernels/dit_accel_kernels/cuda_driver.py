@@ -1,8 +1,6 @@
-"""The few calls of the CUDA driver API that load and launch a cubin, through ctypes: no C++ of torch's, no
-headers.
+"""The few calls of the CUDA driver API that load and launch a cubin, through ctypes: no C++, no headers.
 
-The primary context is the one that torch uses. Every failed call raises DriverError with the name the
-driver gives.
+The primary context is the one that torch uses. A failed call raises DriverError with the driver's name for it.
 Source: CUDA Driver API 12 and later, cuda.h.
 """
 
@@ -44,6 +42,7 @@ class Driver:
 
     def __init__(self, library: c.CDLL):
         self.library = library
+        self.contexts: dict[int, c.c_void_p] = {}  # by ordinal
         self._call("cuInit", c.c_uint(0))
 
     def _call(self, name: str, *arguments) -> None:
@@ -55,10 +54,12 @@ class Driver:
 
     def use_device(self, ordinal: int) -> None:
         """Make the primary context of a device current in this thread."""
-        device, context = c.c_int(), c.c_void_p()
-        self._call("cuDeviceGet", c.byref(device), c.c_int(ordinal))
-        self._call("cuDevicePrimaryCtxRetain", c.byref(context), device)
-        self._call("cuCtxSetCurrent", context)
+        if ordinal not in self.contexts:  # each time it is retained, it is kept alive once more
+            device, context = c.c_int(), c.c_void_p()
+            self._call("cuDeviceGet", c.byref(device), c.c_int(ordinal))
+            self._call("cuDevicePrimaryCtxRetain", c.byref(context), device)
+            self.contexts[ordinal] = context
+        self._call("cuCtxSetCurrent", self.contexts[ordinal])
 
     def load_function(self, cubin: bytes, name: str, shared_bytes: int) -> c.c_void_p:
         """A kernel of a cubin, allowed `shared_bytes` of dynamic shared memory."""
@@ -85,8 +86,7 @@ class Driver:
         strides: tuple[int, ...],
         box: tuple[int, ...],
     ) -> TensorMap:
-        """The map of a tensor of 16-bit numbers: sizes and box innermost first, strides in bytes from the
-        second on.
+        """The map of a tensor of 16-bit numbers: sizes, box and, from the second on, strides in bytes.
 
         Rows beyond the tensor read as zeros; boxes arrive under the 128-byte swizzle.
         """

@@ -15,7 +15,7 @@ BLOCK = 128
 
 def constants(width: int) -> dict[str, int]:
     """The integer constexprs of the kernel's sources for one head width, evaluated as C++ would."""
-    values: dict[str, int] = {"HEAD_DIM": width}
+    values: dict[str, int] = {"HEAD_DIM": width, "KV_STAGES": 2}
     text = (FOLDER / "hopper.cuh").read_text() + (FOLDER / "cuda.cu").read_text()
     for name, expression in re.findall(r"^constexpr int (\w+) = ([^;]+);", text, re.MULTILINE):
         choice = re.fullmatch(r"(.+) \? (.+) : (.+)", expression)

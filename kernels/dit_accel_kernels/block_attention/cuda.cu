@@ -8,7 +8,7 @@
 // that the sample does not have, may hold anything, NaN too. Their scores become -inf and their rows of V zeros,
 // since 0 * NaN is NaN. Softmax runs in base 2.
 //
-// Build with -DHEAD_DIM=64 or 128, and -DFP16 for fp16 instead of bf16.
+// Built as cuda_builds.py says: HEAD_DIM 64 or 128, KV_STAGES, SHARED_BYTES, and FP16 for fp16 instead of bf16.
 #include "arguments.h"
 #include "hopper.cuh"
 
@@ -16,7 +16,7 @@ constexpr int D = HEAD_DIM;
 constexpr int BLOCK = 128;                          // queries of an item, and keys of a tile
 constexpr int CONSUMERS = 2;                        // warpgroups of 64 queries
 constexpr int THREADS = 128 * (1 + CONSUMERS);
-constexpr int STAGES = D == 64 ? 4 : 2;             // of K and of V
+constexpr int STAGES = KV_STAGES;                   // of K and of V
 constexpr int PRODUCER_REGISTERS = 40;              // 128 * 40 + 256 * 232 = 384 * 168 = all of an SM
 constexpr int CONSUMER_REGISTERS = 232;
 constexpr int COLUMN_TILES = D / 64;                // a swizzled row holds 64 numbers, so D = 128 takes two tiles
@@ -63,6 +63,7 @@ struct Shared {
   Item item;                           // goes with Q
   u64 k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES], q_full, q_empty;
 };
+static_assert(sizeof(Shared) == SHARED_BYTES, "cuda_builds.py says what a launch asks for");
 static_assert(sizeof(Shared) <= 227 * 1024, "an SM of compute capability 9.0 gives a block 227 KiB");
 
 __device__ __forceinline__ void load_operand(unsigned char* to, const TensorMap& map, u64* full, int token, int head,
