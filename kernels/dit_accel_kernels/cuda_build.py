@@ -5,6 +5,7 @@ A cubin is keyed by its sources, flags and compiler, so that a change of any bui
 """
 
 import hashlib
+import importlib.util
 import os
 import re
 import shutil
@@ -34,6 +35,15 @@ def find_nvcc() -> str | None:
     """nvcc of CUDA_HOME, of the PATH, or of the usual place."""
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     return shutil.which("nvcc", path=f"{home}/bin") or shutil.which("nvcc")
+
+
+def find_disassembler() -> str | None:
+    """nvdisasm of DIT_ACCEL_NVDISASM, of the PATH, or of Triton's wheel."""
+    found = os.environ.get("DIT_ACCEL_NVDISASM") or shutil.which("nvdisasm")
+    triton = importlib.util.find_spec("triton")
+    if found or triton is None or triton.origin is None:
+        return found
+    return shutil.which("nvdisasm", path=str(Path(triton.origin).parent / "backends" / "nvidia" / "bin"))
 
 
 def nvcc_version(nvcc: str) -> str:

@@ -1,6 +1,6 @@
 """The few calls of the CUDA driver API that load and launch a cubin, through ctypes: no C++, no headers.
 
-The primary context is the one that torch uses. A failed call raises DriverError with the driver's name for it.
+The primary context is the one that torch uses. A failed call raises DriverError with its name.
 Source: CUDA Driver API 12 and later, cuda.h.
 """
 

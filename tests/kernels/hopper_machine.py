@@ -2,7 +2,7 @@
 
 It walks the ticket, the lists and the tiles as the kernel does, one persistent block after another in random
 order, with boxes as TMA brings them, base-2 online softmax, and weights rounded to 16 bits. Both 64-query
-consumers go as one: rows do not meet. It has no layouts (those: `test_hopper_model.py`), no races and no time.
+consumers go as one: rows do not meet. It has no layouts (`test_hopper_model.py` has), no races and no time.
 """
 
 import ctypes as c

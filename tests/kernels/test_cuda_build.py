@@ -2,16 +2,19 @@
 
 import json
 import os
-import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-import dit_accel_kernels
+from dit_accel_kernels.block_attention import cuda_builds
+from dit_accel_kernels.block_attention.cuda_builds import FOLDER, SOURCE, CudaBuild, build_for, builds
 from dit_accel_kernels.cuda_build import (
     Usage,
     compile_cubin,
+    find_disassembler,
     find_nvcc,
     opcodes,
     over_budget,
@@ -19,7 +22,7 @@ from dit_accel_kernels.cuda_build import (
     usage,
 )
 
-FOLDER = Path(dit_accel_kernels.__file__).parent / "block_attention"
+ROOT = Path(__file__).parent.parent.parent
 BUDGETS = json.loads((FOLDER / "cuda_budget.json").read_text())
 LOG = """ptxas info    : Compiling entry function 'f' for 'sm_90a'
 ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized
@@ -56,9 +59,40 @@ def test_a_build_is_kept_under_its_source_flags_and_compiler(tmp_path):
 
 
 @pytest.mark.skipif(find_nvcc() is None, reason="no nvcc here")
-@pytest.mark.parametrize("name", BUDGETS)
-def test_every_configuration_compiles_within_its_budget(name, tmp_path):
-    budget, cubin = BUDGETS[name], tmp_path / "f.cubin"
-    found = usage(compile_cubin(FOLDER / "cuda.cu", cubin, tuple(budget["defines"])))
-    disassembler = os.environ.get("DIT_ACCEL_NVDISASM") or shutil.which("nvdisasm")
-    assert over_budget(found, opcodes(cubin, disassembler) if disassembler else None, budget) == []
+@pytest.mark.parametrize(
+    "build", [build_for(128, "bf16"), build_for(64, "fp16")], ids=lambda build: build.name
+)
+def test_a_configuration_compiles_within_its_budget(build, tmp_path):
+    """The others: `make kernels-check`."""
+    cubin = tmp_path / "f.cubin"
+    found = usage(compile_cubin(SOURCE, cubin, build.defines))
+    disassembler = find_disassembler()
+    counts = opcodes(cubin, disassembler) if disassembler else None
+    assert over_budget(found, counts, BUDGETS[build.name]) == []
+
+
+def test_every_build_has_a_budget_and_a_name_of_its_own():
+    assert list(BUDGETS) == [build.name for build in builds()]
+    names = {build.file_name for build in (*builds(), CudaBuild(64, "bf16", 2))}
+    assert len(names) == 5 and all(name.endswith(".cubin") for name in names)
+
+
+def test_a_released_cubin_is_taken_and_one_of_other_sources_is_not(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIT_ACCEL_CUBINS", str(tmp_path))
+    monkeypatch.setattr(cuda_builds, "cached_cubin", lambda *built: built)
+    build = build_for(64, "bf16")
+    released = tmp_path / build.file_name
+    released.write_bytes(b"cubin")
+    assert cuda_builds.find_cubin(build) == released
+    changed = tmp_path / "changed.cu"
+    changed.write_text("other")
+    monkeypatch.setattr(cuda_builds, "SOURCE", changed)
+    assert cuda_builds.find_cubin(build) == (changed, cuda_builds.HEADERS, build.defines)
+
+
+def test_without_nvcc_the_script_says_so_and_passes(tmp_path):
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    environment = {"PATH": "", "CUDA_HOME": str(tmp_path), "PYTHONPATH": paths}
+    script = [sys.executable, str(ROOT / "scripts" / "compile_cuda.py")]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "not compiled: no nvcc" in done.stdout, done.stderr

@@ -34,6 +34,7 @@ int cuDeviceGet(int*d,int o){
  return 0;
  } int cuDevicePrimaryCtxRetain(void**c,int d){
  *c=(void*)0x77;
+ seen[25]++;
  return 0;
  }
 int cuCtxSetCurrent(void*c){
@@ -125,3 +126,10 @@ def test_a_failure_has_the_drivers_name_for_it(library, seen):
     c.c_int.in_dll(library, "fail").value = 1
     with pytest.raises(DriverError, match=r"cuLaunchKernelEx: CUDA_ERROR_INVALID_VALUE \(1\)"):
         Driver(library).launch(None, 1, 1, 0, 0, [c.c_int(1)])
+
+
+def test_a_context_is_retained_once(library, seen):
+    before = seen[25]
+    driver = Driver(library)
+    driver.use_device(0), driver.use_device(0)
+    assert seen[25] == before + 1 and seen[0] == 0x77
