@@ -4,8 +4,8 @@ python scripts/compile_cuda.py            into a folder that is thrown away
 python scripts/compile_cuda.py FOLDER     keep the cubins, under the names that a release looks for: a wheel
                                           carries those in kernels/dit_accel_kernels/block_attention/cubins
 
-Registers, stack and spills are ptxas's; instructions are counted where there is a disassembler (Triton's wheel
-has one). The exit status is 1 for a build over its budget, and 0 with the reason where there is no nvcc.
+Registers, stack and spills are from ptxas; instructions are counted where there is a disassembler (Triton has
+one). The exit status is 1 for a build over its budget, and 0 with the reason where there is no nvcc.
 """
 
 import json

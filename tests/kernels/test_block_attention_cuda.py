@@ -29,7 +29,7 @@ from dit_accel_kernels.block_attention import (
 from dit_accel_kernels.cuda_build import BuildError, find_nvcc
 from dit_accel_kernels.cuda_driver import BFLOAT16, FLOAT16
 from dit_accel_kernels.dispatch import BackendUnavailable
-from tests.kernels.block_cases import CASES, Call, by_definition, by_torch, make
+from tests.kernels.block_cases import CASES, Call, Case, by_definition, by_torch, make
 from tests.kernels.hopper_machine import Machine
 
 FOLDER = Path(cuda.__file__).parent
@@ -57,8 +57,13 @@ def machine(monkeypatch):
     return found
 
 
-def results(call: Call) -> dict[str, torch.Tensor]:
+def results(call: Call, gaps: bool = False) -> dict[str, torch.Tensor]:
+    """Of the backend; with gaps, into rows that lie further apart than they are wide."""
     mine = call.copy()
+    for name in ("out", "cached", "cached_lse") if gaps else ():
+        *shape, last = mine.options[name].shape
+        wide = torch.full((*shape, last + 32), float("nan"), dtype=mine.options[name].dtype)
+        mine.options[name] = wide[..., :last].copy_(mine.options[name])
     with poisoned_memory():
         out, lse = block_attention(call.q, call.k, call.v, call.plan, backend="cuda", **mine.options)
     return {"out": out, "lse": lse} | {n: mine.options.get(n) for n in ("cached", "cached_lse")}
@@ -68,8 +73,19 @@ def results(call: Call) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def test_a_launch_holds_all_that_the_result_needs(machine, name, width, dtype):
     call = make(dataclasses.replace(CASES[name], width=width), dtype)
-    ours, exact, plain = results(call), by_definition(call), by_torch(call)
+    compare(results(call), call)
     assert len(machine.launches) == 1
+
+
+@torch.no_grad()
+def test_rows_may_lie_apart_and_one_bias_may_serve_all(machine):
+    call = make(Case((40, 50), 64, tuple(Kind), batch=2), torch.float16)
+    call.options["key_bias"] = torch.rand(1, 1, 50, generator=torch.Generator().manual_seed(0)).log()
+    compare(results(call, gaps=True), call)
+
+
+def compare(ours: dict[str, torch.Tensor], call: Call) -> None:
+    exact, plain = by_definition(call), by_torch(call)
     for key in (key for key in exact if exact[key] is not None):
         unknown, infinite = exact[key].isnan(), exact[key].isinf()
         assert torch.equal(ours[key].isnan(), unknown) and torch.equal(ours[key].isinf(), infinite), key
