@@ -73,6 +73,7 @@ def test_a_configuration_compiles_within_its_budget(build, tmp_path):
 
 def test_every_build_has_a_budget_and_a_name_of_its_own():
     assert list(BUDGETS) == [build.name for build in builds()]
+    assert CudaBuild(64, "bf16", 2).name == "bf16_64_stages2"
     names = {build.file_name for build in (*builds(), CudaBuild(64, "bf16", 2))}
     assert len(names) == 5 and all(name.endswith(".cubin") for name in names)
 
