@@ -20,7 +20,8 @@ lint: $(VENV)/dev                   ## format check, ruff, pyright
 check: lint recipes test            ## what CI runs
 fix: $(VENV)/dev                    ## format and repair what ruff can
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
-kernels-check: $(VENV)/kernels-test  ## compile the Triton kernels for absent GPUs, against kernels/budget
+kernels-check: $(VENV)/kernels-test  ## compile the CUDA and Triton kernels for absent GPUs, against their budgets
+	PYTHONPATH=kernels $(BIN)/python scripts/compile_cuda.py
 	PYTHONPATH=kernels OMP_NUM_THREADS=1 $(BIN)/python scripts/compile_kernels.py
 recipes: $(VENV)/core               ## validate every recipe file
 	$(BIN)/dit-accel recipes check

@@ -9,7 +9,8 @@ import importlib.util
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,9 +42,10 @@ def correct(suite: Any) -> Iterator[Case]:
         yield label, functools.partial(check_long, suite, width, described)
 
 
-def check_case(suite: Any, name: str, dtype: torch.dtype) -> str:
-    """One case against the op's equations in float64."""
-    call = make(CASES[name], dtype)
+def check_case(suite: Any, name: str, dtype: torch.dtype, width: int | None = None) -> str:
+    """One case, in its own head width or another, against the op's equations in float64."""
+    case = CASES[name]
+    call = make(case if width is None else replace(case, width=width), dtype)
     ours, exact, plain = on_device(suite, call), by_definition(call), by_torch(call)
     for key in (key for key in ours if exact[key] is not None):
         unknown, infinite = exact[key].isnan(), exact[key].isinf()
@@ -61,7 +63,7 @@ def on_device(suite: Any, call: Call) -> dict[str, Tensor]:
     moved = {n: t.to(suite.device, copy=True) for n, t in call.options.items()}
     q, k, v = (_as_strided(t, suite.device) for t in (call.q, call.k, call.v))
     plan = call.plan.to(suite.device)
-    out, lse = block_attention(q, k, v, plan, backend=_backend(suite), **moved)
+    out, lse = block_attention(q, k, v, plan, backend=backend_of(suite), **moved)
     results = {"out": out, "lse": lse} | {n: moved[n] for n in ("cached", "cached_lse") if n in moved}
     return {name: tensor.cpu() for name, tensor in results.items()}
 
@@ -72,12 +74,12 @@ def _as_strided(t: Tensor, device: torch.device) -> Tensor:
     return torch.as_strided(base.contiguous().to(device), t.shape, t.stride(), t.storage_offset())
 
 
-def check_long(suite: Any, width: int, described: bool) -> str:
-    """A long sequence, sparse: against the reference in float32 on the same device."""
+def check_long(suite: Any, width: int, described: bool | None) -> str:
+    """A long sequence, sparse, described or not: against the reference in float32 on the same device."""
     tokens, heads = (300, 2) if suite.rehearse else (16384, 4)
     q, k, v = _normal(suite, tokens, heads, width)
     plan = window_plan(tokens, [0.25] * heads, suite.device)
-    config = Config(64, 8 if width > 64 else 4, 2, described)
+    config = None if described is None else Config(64, 8 if width > 64 else 4, 2, described)
     out = _runner(suite, config)(q, k, v, plan)
     exact, _ = block_attention(q.float(), k.float(), v.float(), plan, backend="reference")
     plain, _ = block_attention(q, k, v, plan, backend="reference")
@@ -93,12 +95,19 @@ def tune(suite: Any) -> Iterator[Case]:
 
 def tune_width(suite: Any, width: int) -> str:
     """Times every candidate, dense and at a quarter; the sum decides."""
+    best = fastest(suite, width, CANDIDATES, _runner)
+    arch = 0 if suite.rehearse else architecture(torch.cuda.get_device_capability(suite.device))
+    return f"arch {arch}, width {width}: {best}"
+
+
+def fastest(suite: Any, width: int, candidates: Sequence[Any], runner: Callable[[Any, Any], Any]) -> Any:
+    """The candidate whose `runner(suite, candidate)` takes the least, dense and at a quarter together."""
     tokens, heads = (300, 2) if suite.rehearse else (16384, 24)
     q, k, v = _normal(suite, tokens, heads, width)
     plans = [window_plan(tokens, [density] * heads, suite.device) for density in (1.0, 0.25)]
-    found: list[tuple[float, Config]] = []
-    for config in CANDIDATES[:2] if suite.rehearse else CANDIDATES:
-        run = _runner(suite, config)
+    found: list[tuple[float, Any]] = []
+    for config in candidates[:2] if suite.rehearse else candidates:
+        run = runner(suite, config)
         try:
             times = [seconds(suite, {"": functools.partial(run, q, k, v, plan)})[""] for plan in plans]
         except Exception as error:  # more shared memory or registers than there are: no candidate
@@ -109,8 +118,7 @@ def tune_width(suite: Any, width: int) -> str:
     total, best = min(found, key=lambda pair: pair[0])
     shape = {"tokens": tokens, "heads": heads, "width": width}
     suite.record(what="op", model="block_attention", name=f"tuned:{best}", shape=shape, seconds=total / 2)
-    arch = 0 if suite.rehearse else architecture(torch.cuda.get_device_capability(suite.device))
-    return f"arch {arch}, width {width}: {best}"
+    return best
 
 
 def bench(suite: Any) -> Iterator[Case]:
@@ -129,6 +137,8 @@ def bench_density(suite: Any, label: str, densities: tuple[float, ...]) -> str:
     plan = window_plan(tokens, per_head, suite.device)
     rows: dict[str, Callable[[], Any]] = {"dit_accel": functools.partial(_runner(suite), q, k, v, plan)}
     rows |= dense_rows(q, k, v)
+    if backend_of(suite) == "cuda":
+        rows["triton"] = functools.partial(_runner(replace(suite, backend="triton")), q, k, v, plan)
     if not suite.rehearse:  # compiling it for a CPU takes longer than a test may
         rows["flex_attention"] = flex_row(q, k, v, lists(tokens, per_head))
     return report(suite, label, seconds(suite, rows), plan, (tokens, heads, width))
@@ -250,7 +260,7 @@ def report(
         suite.record(
             what="op",
             model="block_attention",
-            name=name,
+            name=f"dit_accel:{suite.backend}" if name == "dit_accel" else name,
             shape=shape,
             dtype="bfloat16",
             seconds=each,
@@ -268,7 +278,7 @@ def _runner(
 
     def run(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> Tensor:
         if config is None or suite.rehearse:
-            return block_attention(q, k, v, plan, backend=_backend(suite))[0]
+            return block_attention(q, k, v, plan, backend=backend_of(suite))[0]
         from dit_accel_kernels.block_attention import triton
 
         out = torch.empty_like(q)
@@ -280,8 +290,9 @@ def _runner(
     return run
 
 
-def _backend(suite: Any) -> str:
-    return "reference" if suite.rehearse else "triton"
+def backend_of(suite: Any) -> str:
+    """Which backend a slice is about; a rehearsal has the reference in its place."""
+    return "reference" if suite.rehearse else suite.backend
 
 
 def _normal(suite: Any, tokens: int, heads: int, width: int) -> list[Tensor]:

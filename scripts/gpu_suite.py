@@ -10,6 +10,9 @@ models    real sizes, random weights: time and memory of dense, neutral and reus
 attention        block_attention in Triton: every case of its tests, long sequences, against float64
 attention-tune   its fastest tiles for each head width, to be written into triton_configs.json
 attention-bench  its TFLOP/s at 32k tokens beside cuDNN, flash, flex_attention and fastvideo-kernel
+cuda             block_attention's Hopper kernel: the same checks; writes what lets `auto` choose it
+cuda-tune        its fastest number of stages, to be written into cuda_builds.py
+cuda-bench       its TFLOP/s, beside the same rivals and Triton
 
 --out takes lines for docs/results. The exit status is 1 when a check failed; a slice that ran out of time
 says what it left out. Only the rehearsal runs with the tests: a GPU without lines in docs/results is a GPU on
@@ -47,7 +50,8 @@ from dit_accel.testing import TINY, TinyPipeline
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # a script's own folder is on the path, its checkout is not
 
-from scripts import gpu_attention  # noqa: E402
+from dit_accel_kernels import verified  # noqa: E402
+from scripts import gpu_attention, gpu_cuda  # noqa: E402
 
 STEPS = 12  # over the limit under which reuse is refused (dit_accel.plan.FEW_STEPS)
 
@@ -87,6 +91,8 @@ class Suite:
     device: torch.device
     limit: float  # seconds for a slice
     rehearse: bool = False
+    backend: str = "triton"  # of block_attention, for the slices that are about one
+    verified: Path = verified.FILE  # where a slice that proves a kernel says so
     lines: list[dict[str, Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
@@ -110,6 +116,10 @@ class Suite:
         """The next case starts with an empty device."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def made_now(self) -> dict[str, str]:
+        """Commit and date."""
+        return made_now()
 
     def record(self, **line: Any) -> None:
         """Keep a line for docs/results."""
@@ -289,6 +299,9 @@ SLICES: dict[str, Callable[[Suite], Iterator[Case]]] = {
     "attention": gpu_attention.correct,
     "attention-tune": gpu_attention.tune,
     "attention-bench": gpu_attention.bench,
+    "cuda": gpu_cuda.correct,
+    "cuda-tune": gpu_cuda.tune,
+    "cuda-bench": gpu_cuda.bench,
     "toys": toys,
     "models": models,
 }
@@ -301,6 +314,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, help="file for the JSON lines, to be appended to docs/results/<device>.jsonl"
     )
+    parser.add_argument("--verified", type=Path, default=verified.FILE, help="file for records of proof")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU with tiny models")
     given = parser.parse_args(argv)
     if unknown := set(given.slices) - set(SLICES):
@@ -310,6 +324,7 @@ def main(argv: list[str] | None = None) -> int:
     if given.rehearse and given.out:
         parser.error("a rehearsal measures nothing that may be kept; leave out --out")
     suite = Suite(torch.device("cpu" if given.rehearse else "cuda"), given.limit, given.rehearse)
+    suite.verified = given.verified
     suite.run(given.slices or list(SLICES))
     if given.out:
         given.out.write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in suite.lines))

@@ -109,3 +109,43 @@ def test_the_benchmark_lists_have_the_density_they_are_named_for(suite_module: M
 def test_a_rehearsal_keeps_no_numbers(suite_module: ModuleType, tmp_path: Path):
     with pytest.raises(SystemExit):
         suite_module.main(["--rehearse", "--out", str(tmp_path / "lines.jsonl")])
+
+
+def test_the_cuda_slices_run(suite_module: ModuleType, capsys):
+    suite, cuda = rehearsal(suite_module), suite_module.gpu_cuda
+    cases = dict(cuda.correct(suite))
+    assert cases["integers D=128 torch.bfloat16"]() == "exact"
+    assert cases["ragged_inside D=64 torch.float16"]() == "within the budget"
+    assert cases["long D=64"]() == "within the budget"
+    assert cases["record"]() == "54 checks; a rehearsal verifies nothing" and len(cases) == 55
+    assert dict(cuda.tune(suite))["D=64"]().startswith("width 64: ")
+    assert [build.stages for build in cuda.candidates(64)] == [1, 2, 3, 4, 5]
+    assert [build.stages for build in cuda.candidates(128)] == [1, 2]
+    assert "of ideal" in dict(cuda.bench(suite))["mixed"]()
+    assert [line["name"] for line in suite.lines if "dit_accel" in line["name"]] == ["dit_accel:cuda"]
+
+
+def test_only_a_slice_without_failures_is_recorded(suite_module: ModuleType, monkeypatch, tmp_path: Path):
+    cuda, file = suite_module.gpu_cuda, tmp_path / "verified.json"
+    suite = suite_module.Suite(torch.device("cpu"), limit=1.0, verified=file)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    suite.failures.append("cuda: odd: wrong")
+    with pytest.raises(AssertionError, match="nothing is recorded"):
+        cuda.keep_record(suite, 3)
+    assert not file.exists()
+    suite.failures[:] = ["toys: another slice"]
+    assert cuda.keep_record(suite, 3) == f"3 checks, recorded in {file}"
+    assert cuda.verified.why_unverified(cuda.NAME, "sm_90", cuda.numerics_hash(), file) is None
+
+
+def test_one_wrong_row_is_no_exact_tile(suite_module: ModuleType, monkeypatch):
+    cuda = suite_module.gpu_cuda
+
+    def swapped(*tensors, **options):
+        out, lse = right(*tensors, **options)
+        return out.roll(1, dims=1), lse
+
+    right = cuda.block_attention
+    monkeypatch.setattr(cuda, "block_attention", swapped)
+    with pytest.raises(AssertionError, match="128 are not their key's values"):
+        cuda.check_integers(rehearsal(suite_module), 64, torch.float16)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = CONFIG["project"]
 
 
 @pytest.mark.parametrize(("link", "target"), [("recipes", "recipes"), ("toys", "pipelines/toys")])
@@ -39,6 +40,16 @@ def test_only_our_two_names_are_installed():
 
 def test_the_command_points_at_the_cli():
     assert PROJECT["scripts"] == {"dit-accel": "dit_accel.cli:main"}
+
+
+def test_every_kernel_source_and_record_is_packed():
+    """What a kernel is built from at first use, its tiles, and `verified.json`, which `auto` asks."""
+    package = ROOT / "kernels" / "dit_accel_kernels"
+    patterns = CONFIG["tool"]["setuptools"]["package-data"]["dit_accel_kernels"]
+    packed = {path for pattern in patterns for path in package.glob(pattern)}
+    files = {path for path in package.rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}}
+    assert sorted(files - packed) == []
+    assert {"cuda.cu", "hopper.cuh", "arguments.h", "verified.json"} <= {path.name for path in packed}
 
 
 def test_every_hard_dependency_is_pinned():

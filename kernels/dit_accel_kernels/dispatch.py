@@ -1,7 +1,8 @@
 """Choose the backend of an op: the fastest one that can run, or the one that was asked for.
 
 A backend is a module `<op>/<backend>.py` with a function of the op's name and a `why_not(**tensors)` that
-returns None, or the reason why it cannot take these tensors: the log line, the report and the error.
+returns None, or the reason why it cannot take these tensors: the log line, the report and the error. One that
+may be asked for before it may be chosen has a `why_not_auto(**tensors)` too, which is what `auto` asks.
 """
 
 import functools
@@ -56,11 +57,18 @@ def select(op: str, backend: str = "auto", **tensors: Any) -> Callable[..., Any]
 
 def _fastest(op: str, tensors: dict[str, Any]) -> Callable[..., Any]:
     for name in backends(op):
-        reason = why_not(op, name, **tensors)
+        reason = _why_not_chosen(op, name, tensors)
         if reason is None:
             return getattr(_load(op, name), op)
         _say_once(op, name, reason)
     raise BackendUnavailable(f"{op}: no backend can take these tensors; `why_not` tells the reason of each")
+
+
+def _why_not_chosen(op: str, backend: str, tensors: dict[str, Any]) -> str | None:
+    module = _load(op, backend)
+    if isinstance(module, str):
+        return module
+    return getattr(module, "why_not_auto", module.why_not)(**tensors)
 
 
 @functools.cache

@@ -66,3 +66,16 @@ def test_a_failed_import_is_the_reason(monkeypatch):
     monkeypatch.setattr(dispatch, "_load", dispatch._load.__wrapped__)
 
     assert dispatch.why_not("masked_attention", "reference") == "it cannot be imported: libcuda.so is missing"
+
+
+def test_auto_passes_over_what_may_only_be_asked_for(slow_gpu, monkeypatch):
+    """A backend that can run, and whose numbers nobody has verified."""
+    monkeypatch.setattr(dispatch, "_load", lambda op, name: unverified if name == "cuda" else reference)
+    run = lambda: None  # noqa: E731
+    unverified = SimpleNamespace(
+        why_not=lambda **tensors: None, why_not_auto=lambda **tensors: "not verified", masked_attention=run
+    )
+    assert dispatch.select("masked_attention") is reference.masked_attention
+    assert dispatch.select("masked_attention", "cuda") is run
+    unverified.why_not_auto = lambda **tensors: None
+    assert dispatch.select("masked_attention") is run

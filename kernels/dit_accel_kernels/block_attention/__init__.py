@@ -60,7 +60,8 @@ def block_attention(
         rest = scale, cached, cached_lse, key_bias, valid_keys, backend
         block_attention_op(out, lse, q, k, v, *numbers_of(plan), *rest)
         return out, lse
-    run = select("block_attention", backend, q=q, k=k, v=v, plan=plan, key_bias=key_bias)
+    tensors = {"q": q, "k": k, "v": v, "plan": plan, "key_bias": key_bias, "out": out}
+    run = select("block_attention", backend, **tensors, cached=cached, cached_lse=cached_lse)
     run(out, lse, q, k, v, plan, scale, cached, cached_lse, key_bias, valid_keys)
     return out, lse
 

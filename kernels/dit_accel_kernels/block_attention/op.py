@@ -37,7 +37,8 @@ def block_attention_op(
         tokens=(tokens[0], tokens[1]),
         **dict(zip(TENSORS, plan, strict=True)),
     )
-    run = select("block_attention", backend, q=q, k=k, v=v, plan=whole, key_bias=key_bias)
+    tensors = {"q": q, "k": k, "v": v, "plan": whole, "key_bias": key_bias, "out": out}
+    run = select("block_attention", backend, **tensors, cached=cached, cached_lse=cached_lse)
     run(out, lse, q, k, v, whole, scale, cached, cached_lse, key_bias, valid_keys)
 
 
