@@ -14,14 +14,14 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 
-from dit_accel import compat, predict, spans, units
+from dit_accel import compat, placement, predict, spans, units
 from dit_accel.inventory import child_of
 from dit_accel.plan import Key
 from dit_accel.proxy import KEY_ATTRIBUTE, Installed, Proxy, make_proxy
 from dit_accel.session import Session
 from dit_accel.sites import EVERYTHING, Span, match_attention, match_span
 
-ROOT, BLOCK = "dit_accel_root", "dit_accel_block"
+ROOT, BLOCK, PLACE = "dit_accel_root", "dit_accel_block", "dit_accel_place"
 
 
 class Installation:
@@ -34,6 +34,8 @@ class Installation:
         self._proxies: dict[tuple[Any, ...], Proxy] = {}
         self.gated = _sublayer_sites(session)
         self.block_hooks: list[BlockHook] = []
+        self._may_order = placement.may_order(session.recipe)
+        self._placed: dict[Key, nn.Module] = {}  # (component, place) -> the module that carries its hook
         self.handle: Any = None  # kept alive by the hooks
         try:
             for component, module in self.modules.items():
@@ -60,6 +62,7 @@ class Installation:
         self._hook(module, RootHook(self, component), ROOT)
         self._receive_end_of_run(module)
         self.claim_processors(component)
+        self.claim_places(component)
         for span in self._spans(component):
             for block in span.blocks:
                 member = spans.Member(
@@ -108,6 +111,29 @@ class Installation:
                 self.session.fallback("has a processor with weights of its own and runs dense", site)
                 continue
             self._claim((component, site), attention)
+
+    def claim_places(self, component: str) -> None:
+        """Hook submodules where token order may change: at install, and after LoRA wrapped one of them."""
+        if not self._may_order:
+            return
+        root = self.modules[component]
+        for place in self.session.families[component].places:
+            key, module = (component, place.module), root.get_submodule(place.module)
+            before = self._placed.get(key)
+            if module is before:
+                continue
+            if before is None:
+                self.defer(lambda key=key: self._release_place(key))
+            else:
+                self._release_place(key)
+                _drop_empty_registries(before)
+            registry = HookRegistry.check_if_exists_or_initialize(module)
+            registry.register_hook(placement.PlaceHook(self.installed, place), PLACE)
+            self._placed[key] = module
+            HookRegistry.check_if_exists_or_initialize(root).invalidate_child_registries_cache()
+
+    def _release_place(self, key: Key) -> None:
+        HookRegistry.check_if_exists_or_initialize(self._placed.pop(key)).remove_hook(PLACE, recurse=False)
 
     def _claim(self, key: Key, attention: nn.Module) -> None:
         original: Any = attention.processor
@@ -204,6 +230,7 @@ class RootHook(_Hook):
 
     def initialize_hook(self, module: nn.Module) -> nn.Module:
         self.signature = inspect.signature(type(module).forward)
+        self.names = list(self.signature.parameters)[1:]
         return module
 
     @torch.compiler.disable(recursive=False)
@@ -211,10 +238,11 @@ class RootHook(_Hook):
         session = self.installation.session
         inputs = self.signature.bind(module, *args, **kwargs).arguments
         inputs = {**inputs, **inputs.pop("kwargs", {})}
-        self._before(module, inputs)
         forward = self.original()
         try:
-            output = forward(*args, **kwargs)
+            self._before(module, inputs)
+            placed_args, placed_kwargs = placement.arguments(session, self.names, args, kwargs)
+            output = forward(*placed_args, **placed_kwargs)
             if session.approximated and not _finite(output):
                 session.repeat_dense()
                 output = forward(*args, **kwargs)
@@ -226,6 +254,8 @@ class RootHook(_Hook):
         session = self.installation.session
         session.begin(self.component, module.config, compat.current_context(self.receiver), inputs)
         self.installation.claim_processors(self.component)
+        self.installation.claim_places(self.component)
+        placement.decide(session, module, inputs)
         for hook in self.installation.block_hooks:
             hook.take_compiled_call(self.installation.defer)
         predict.check_memory(session, module, inputs)

@@ -5,15 +5,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dit_accel.errors import MissingAnchor, RecipeError
+from dit_accel.block_heads import Near, key_bias
+from dit_accel.errors import MissingAnchor, RecipeError, Unmet
 from dit_accel.methods.attention.arrow import Arrow
-from dit_accel.methods.attention.base import Near, key_bias
 from dit_accel.methods.attention.brick import Brick
 from dit_accel.methods.attention.residual import Residual
 from dit_accel.methods.attention.tail import Tail
 from dit_accel.methods.attention.window import Window
 from dit_accel.recipe import Recipe
-from dit_accel.visit import AttentionVisit, Unmet
+from dit_accel.visit import AttentionVisit
 from dit_accel_kernels.masked_attention import window_mask
 
 GRID, TEXT = (3, 4, 5), 4
@@ -28,6 +28,7 @@ class Call:
         self.num_text, self.text_first = num_text, text_first
         self.stored: dict[str, torch.Tensor] = {}
         self.notes: list[str] = []
+        self.brick = None
         self.branch, self.key = "cond", ("transformer", "blocks.0.attn1")
         self.session = SimpleNamespace(note_once=lambda text, site: self.notes.append(text))
 
@@ -173,7 +174,7 @@ def test_wrong_parameters_are_named(make, message):
 
 
 def test_equal_near_sets_share_a_plan():
-    from dit_accel.methods.attention.base import _plan
+    from dit_accel.block_heads import _plan
 
     visit = make_visit()
     Brick((0, 1, 1), BRICK).attend(visit)

@@ -196,6 +196,8 @@ def _work(near: Tensor, rest: Tensor, kinds: Sequence[Kind], pattern: Sequence[i
         for test in (lambda k: k not in WITHOUT_LIST, lambda k: k in EMITS, lambda k: k is not Kind.SKIP)
     )
     lengths = near[of].long() * near_too + rest[of].long() * rest_too  # [H, NQ]
-    lengths, places = lengths.flatten().sort(descending=True, stable=True)  # of one length, heads stay together
+    lengths, places = lengths.flatten().sort(
+        descending=True, stable=True
+    )  # of one length, heads stay together
     places = places[any_item.expand(-1, rows).flatten()[places]]
     return _int32(torch.stack([places // rows, places % rows], dim=1)), int(lengths.sum())
