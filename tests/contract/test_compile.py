@@ -38,6 +38,10 @@ def ours(pipe, backend) -> None:
     dit_accel.compile(pipe, backend=backend)
 
 
+def whole(pipe, backend) -> None:
+    pipe.transformer.compile(backend=backend)
+
+
 @pytest.fixture(autouse=True)
 def empty_compiler():
     torch._dynamo.reset()
@@ -62,6 +66,9 @@ CASES = [
     ("full", "wan", repeated),
     ("window", "wan", ours),
     ("tail", "wan", ours),
+    ("brick", "wan", each_block),
+    ("brick", "cogvideox", whole),
+    ("brick", "qwen_image", whole),
     ("reuse heads", "qwen_image", repeated),
     ("reuse span, stored gates", "wan", each_block),
     ("reuse span, stored gates", "cogvideox", ours),
