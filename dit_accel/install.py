@@ -235,23 +235,26 @@ class RootHook(_Hook):
 
     @torch.compiler.disable(recursive=False)
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        session = self.installation.session
-        inputs = self.signature.bind(module, *args, **kwargs).arguments
-        inputs = {**inputs, **inputs.pop("kwargs", {})}
         forward = self.original()
         try:
-            self._before(module, inputs)
-            placed_args, placed_kwargs = placement.arguments(session, self.names, args, kwargs)
+            placed_args, placed_kwargs = self._before(module, args, kwargs)
             output = forward(*placed_args, **placed_kwargs)
-            if session.approximated and not _finite(output):
-                session.repeat_dense()
+            if self._has_failed(output):
                 output = forward(*args, **kwargs)
             return output
         finally:
-            session.end()
+            self._after()
 
-    def _before(self, module: nn.Module, inputs: Mapping[str, Any]) -> None:
+    # hidden from Dynamo: where the whole denoiser is compiled it would trace the session's books into graphs
+
+    @torch.compiler.disable
+    def _before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Open a forward; the arguments to go on with."""
         session = self.installation.session
+        inputs = self.signature.bind(module, *args, **kwargs).arguments
+        inputs = {**inputs, **inputs.pop("kwargs", {})}
         session.begin(self.component, module.config, compat.current_context(self.receiver), inputs)
         self.installation.claim_processors(self.component)
         self.installation.claim_places(self.component)
@@ -259,6 +262,19 @@ class RootHook(_Hook):
         for hook in self.installation.block_hooks:
             hook.take_compiled_call(self.installation.defer)
         predict.check_memory(session, module, inputs)
+        return placement.arguments(session, self.names, args, kwargs)
+
+    @torch.compiler.disable
+    def _has_failed(self, output: Any) -> bool:
+        session = self.installation.session
+        failed = bool(session.approximated) and not _finite(output)
+        if failed:
+            session.repeat_dense()
+        return failed
+
+    @torch.compiler.disable
+    def _after(self) -> None:
+        self.installation.session.end()
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         self.installation.session.finish()
