@@ -162,12 +162,12 @@ class Installation:
         if track is None or at is None:
             return run(*args, **kwargs)
         if at.branch != "both" or track.together:
-            return _sublayer(session, key, at.branch, run, args, kwargs)
+            return units.answer(session, key, at.branch, run, args, kwargs)
         out = []
         for index, branch in ((1, "cond"), (0, "uncond")):  # cond first: uncond may read what it stores
             half = units.halve(args, kwargs, at.batch, index)
             with session.only(branch):
-                out.append(_sublayer(session, key, branch, run, *half))
+                out.append(units.answer(session, key, branch, run, *half))
         if isinstance(out[0], Tensor):
             return torch.cat([out[1], out[0]])
         return tuple(torch.cat([u, c]) for u, c in zip(out[1], out[0], strict=True))
@@ -189,23 +189,6 @@ def _sublayer_sites(session: Session) -> set[Key]:
         for p in patterns
         for site in match_attention(p, one)
     }
-
-
-def _sublayer(
-    session: Session, key: Key, branch: str, run: Callable[..., Any], args: Any, kwargs: Any
-) -> Any:
-    track = session.track("timeline", key)
-    assert track is not None
-    streams = [*args[:2], kwargs.get("hidden_states"), kwargs.get("encoder_hidden_states")]
-    shapes = [x.shape for x in streams if isinstance(x, Tensor)]
-    entry, value = units.decide(session, key, track, branch, shapes)
-    if value is None:
-        out = run(*args, **kwargs)
-        units.keep(session, key, track, branch, _as_tuple(out), planned=entry.computes)
-        return out
-    units.keep(session, key, track, branch, value, planned=True)
-    # copies: a caller may add to them in place
-    return value[0].clone() if len(value) == 1 else tuple(x.clone() for x in value)
 
 
 class _Hook(ModelHook):
@@ -247,7 +230,7 @@ class RootHook(_Hook):
 
     # hidden from Dynamo: where the whole denoiser is compiled it would trace the session's books into graphs
 
-    @torch.compiler.disable
+    @torch.compiler.disable(recursive=True)
     def _before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -264,7 +247,7 @@ class RootHook(_Hook):
         predict.check_memory(session, module, inputs)
         return placement.arguments(session, self.names, args, kwargs)
 
-    @torch.compiler.disable
+    @torch.compiler.disable(recursive=True)
     def _has_failed(self, output: Any) -> bool:
         session = self.installation.session
         failed = bool(session.approximated) and not _finite(output)
@@ -272,7 +255,7 @@ class RootHook(_Hook):
             session.repeat_dense()
         return failed
 
-    @torch.compiler.disable
+    @torch.compiler.disable(recursive=True)
     def _after(self) -> None:
         self.installation.session.end()
 
@@ -363,7 +346,7 @@ def recording(block: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, sp
 
     def keeper(name: str) -> Callable[..., None]:
         def keep(_: nn.Module, __: Any, output: Any) -> None:
-            outputs[name] = _as_tuple(output)
+            outputs[name] = units.as_tuple(output)
 
         return keep
 
@@ -396,10 +379,6 @@ def replaying(block: nn.Module, stored: Mapping[str, spans.Streams]) -> Iterator
                 del child.forward
             else:
                 child.forward = forward
-
-
-def _as_tuple(output: Any) -> tuple[Tensor, ...]:
-    return (output,) if isinstance(output, Tensor) else tuple(output)
 
 
 def _finite(output: Any) -> bool:

@@ -54,6 +54,7 @@ def assert_same(monkeypatch, case: str, recipe: Recipe, prepare=lambda pipe: Non
     assert any(ONCE in note for note in report.notes), report.notes
     assert not any(EACH_CALL in note for note in report.notes), report.notes
     assert any(EACH_CALL in note for note in local.notes)
+    assert not any("non-finite" in note for note in report.notes), report.notes
     assert (report.rows, report.counters, report.memory_bytes) == (
         local.rows,
         local.counters,
