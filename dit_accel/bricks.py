@@ -55,6 +55,11 @@ class BrickLayout:
         text = torch.arange(self.num_text) + (0 if text_first else visual)
         return torch.cat([self.order + (self.num_text if text_first else 0), text])
 
+    def text_first(self) -> Tensor:
+        """[NB] int64: the blocks with those of the text before the visual ones."""
+        visual = len(self.boxes)
+        return torch.cat([torch.arange(visual, len(self.starts) - 1), torch.arange(visual)])
+
     def within_tokens(self, radius: Sequence[Rule]) -> Tensor:
         """Blocks whose boxes are at most `radius` tokens apart on each axis: bool [NB, NB].
 

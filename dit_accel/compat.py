@@ -44,6 +44,12 @@ def ulysses_rank(parallel_config: Any) -> int | None:
     return context._ulysses_local_rank
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """Whether ranks split the sequence of this denoiser."""
+    config = getattr(module, "_parallel_config", None)
+    return getattr(config, "context_parallel_config", None) is not None
+
+
 def attention_over_shards(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, config: Any,
     attend: Callable[..., Tensor],

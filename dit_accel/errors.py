@@ -24,6 +24,10 @@ class MissingAnchor(DitAccelError):
     """A method needs a stored output that no earlier step of this run has produced."""
 
 
+class Unmet(DitAccelError):
+    """A method cannot run at this visit; the message completes "X ran dense where M was planned: ..."."""
+
+
 class MemoryBound(DitAccelError):
     """The memory a recipe would keep is over the bound it states."""
 

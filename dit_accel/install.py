@@ -14,14 +14,14 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 
-from dit_accel import compat, predict, spans, units
+from dit_accel import compat, placement, predict, spans, units
 from dit_accel.inventory import child_of
 from dit_accel.plan import Key
 from dit_accel.proxy import KEY_ATTRIBUTE, Installed, Proxy, make_proxy
 from dit_accel.session import Session
 from dit_accel.sites import EVERYTHING, Span, match_attention, match_span
 
-ROOT, BLOCK = "dit_accel_root", "dit_accel_block"
+ROOT, BLOCK, PLACE = "dit_accel_root", "dit_accel_block", "dit_accel_place"
 
 
 class Installation:
@@ -34,6 +34,8 @@ class Installation:
         self._proxies: dict[tuple[Any, ...], Proxy] = {}
         self.gated = _sublayer_sites(session)
         self.block_hooks: list[BlockHook] = []
+        self._may_order = placement.may_order(session.recipe)
+        self._placed: dict[Key, nn.Module] = {}  # (component, place) -> the module that carries its hook
         self.handle: Any = None  # kept alive by the hooks
         try:
             for component, module in self.modules.items():
@@ -60,6 +62,7 @@ class Installation:
         self._hook(module, RootHook(self, component), ROOT)
         self._receive_end_of_run(module)
         self.claim_processors(component)
+        self.claim_places(component)
         for span in self._spans(component):
             for block in span.blocks:
                 member = spans.Member(
@@ -109,6 +112,29 @@ class Installation:
                 continue
             self._claim((component, site), attention)
 
+    def claim_places(self, component: str) -> None:
+        """Hook submodules where token order may change: at install, and after LoRA wrapped one of them."""
+        if not self._may_order:
+            return
+        root = self.modules[component]
+        for place in self.session.families[component].places:
+            key, module = (component, place.module), root.get_submodule(place.module)
+            before = self._placed.get(key)
+            if module is before:
+                continue
+            if before is None:
+                self.defer(lambda key=key: self._release_place(key))
+            else:
+                self._release_place(key)
+                _drop_empty_registries(before)
+            registry = HookRegistry.check_if_exists_or_initialize(module)
+            registry.register_hook(placement.PlaceHook(self.installed, place), PLACE)
+            self._placed[key] = module
+            HookRegistry.check_if_exists_or_initialize(root).invalidate_child_registries_cache()
+
+    def _release_place(self, key: Key) -> None:
+        HookRegistry.check_if_exists_or_initialize(self._placed.pop(key)).remove_hook(PLACE, recurse=False)
+
     def _claim(self, key: Key, attention: nn.Module) -> None:
         original: Any = attention.processor
         state = tuple(sorted((name, id(value)) for name, value in vars(original).items()))
@@ -136,12 +162,12 @@ class Installation:
         if track is None or at is None:
             return run(*args, **kwargs)
         if at.branch != "both" or track.together:
-            return _sublayer(session, key, at.branch, run, args, kwargs)
+            return units.answer(session, key, at.branch, run, args, kwargs)
         out = []
         for index, branch in ((1, "cond"), (0, "uncond")):  # cond first: uncond may read what it stores
             half = units.halve(args, kwargs, at.batch, index)
             with session.only(branch):
-                out.append(_sublayer(session, key, branch, run, *half))
+                out.append(units.answer(session, key, branch, run, *half))
         if isinstance(out[0], Tensor):
             return torch.cat([out[1], out[0]])
         return tuple(torch.cat([u, c]) for u, c in zip(out[1], out[0], strict=True))
@@ -163,23 +189,6 @@ def _sublayer_sites(session: Session) -> set[Key]:
         for p in patterns
         for site in match_attention(p, one)
     }
-
-
-def _sublayer(
-    session: Session, key: Key, branch: str, run: Callable[..., Any], args: Any, kwargs: Any
-) -> Any:
-    track = session.track("timeline", key)
-    assert track is not None
-    streams = [*args[:2], kwargs.get("hidden_states"), kwargs.get("encoder_hidden_states")]
-    shapes = [x.shape for x in streams if isinstance(x, Tensor)]
-    entry, value = units.decide(session, key, track, branch, shapes)
-    if value is None:
-        out = run(*args, **kwargs)
-        units.keep(session, key, track, branch, _as_tuple(out), planned=entry.computes)
-        return out
-    units.keep(session, key, track, branch, value, planned=True)
-    # copies: a caller may add to them in place
-    return value[0].clone() if len(value) == 1 else tuple(x.clone() for x in value)
 
 
 class _Hook(ModelHook):
@@ -204,31 +213,51 @@ class RootHook(_Hook):
 
     def initialize_hook(self, module: nn.Module) -> nn.Module:
         self.signature = inspect.signature(type(module).forward)
+        self.names = list(self.signature.parameters)[1:]
         return module
 
     @torch.compiler.disable(recursive=False)
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        session = self.installation.session
-        inputs = self.signature.bind(module, *args, **kwargs).arguments
-        inputs = {**inputs, **inputs.pop("kwargs", {})}
-        self._before(module, inputs)
         forward = self.original()
         try:
-            output = forward(*args, **kwargs)
-            if session.approximated and not _finite(output):
-                session.repeat_dense()
+            placed_args, placed_kwargs = self._before(module, args, kwargs)
+            output = forward(*placed_args, **placed_kwargs)
+            if self._has_failed(output):
                 output = forward(*args, **kwargs)
             return output
         finally:
-            session.end()
+            self._after()
 
-    def _before(self, module: nn.Module, inputs: Mapping[str, Any]) -> None:
+    # hidden from Dynamo: where the whole denoiser is compiled it would trace the session's books into graphs
+
+    @torch.compiler.disable(recursive=True)
+    def _before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Open a forward; the arguments to go on with."""
         session = self.installation.session
+        inputs = self.signature.bind(module, *args, **kwargs).arguments
+        inputs = {**inputs, **inputs.pop("kwargs", {})}
         session.begin(self.component, module.config, compat.current_context(self.receiver), inputs)
         self.installation.claim_processors(self.component)
+        self.installation.claim_places(self.component)
+        placement.decide(session, module, inputs)
         for hook in self.installation.block_hooks:
             hook.take_compiled_call(self.installation.defer)
         predict.check_memory(session, module, inputs)
+        return placement.arguments(session, self.names, args, kwargs)
+
+    @torch.compiler.disable(recursive=True)
+    def _has_failed(self, output: Any) -> bool:
+        session = self.installation.session
+        failed = bool(session.approximated) and not _finite(output)
+        if failed:
+            session.repeat_dense()
+        return failed
+
+    @torch.compiler.disable(recursive=True)
+    def _after(self) -> None:
+        self.installation.session.end()
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         self.installation.session.finish()
@@ -317,7 +346,7 @@ def recording(block: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, sp
 
     def keeper(name: str) -> Callable[..., None]:
         def keep(_: nn.Module, __: Any, output: Any) -> None:
-            outputs[name] = _as_tuple(output)
+            outputs[name] = units.as_tuple(output)
 
         return keep
 
@@ -350,10 +379,6 @@ def replaying(block: nn.Module, stored: Mapping[str, spans.Streams]) -> Iterator
                 del child.forward
             else:
                 child.forward = forward
-
-
-def _as_tuple(output: Any) -> tuple[Tensor, ...]:
-    return (output,) if isinstance(output, Tensor) else tuple(output)
 
 
 def _finite(output: Any) -> bool:

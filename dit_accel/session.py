@@ -34,11 +34,12 @@ class Forward:
     text_first: bool
     joint: bool  # text and visual tokens share the self-attention
     batch: int
+    brick: tuple[int, int, int] | None = None  # visual tokens stand in bricks of this size between blocks
 
     @property
     def layout(self) -> tuple[Any, ...]:
         """What stored values depend on besides site and branch."""
-        return (self.grid, self.references)
+        return (self.grid, self.references, self.brick)
 
     @property
     def visual(self) -> int:
@@ -62,6 +63,8 @@ class Session:
         self.approximated = 0  # approximating visits of the running forward
         self.predicted: dict[tuple[str, str], int] = {}
         self.scratch: dict[Any, Any] = {}  # values that live for one forward
+        self.bricks: dict[Any, frozenset[Any]] = {}  # (component, grid) -> bricks that methods want
+        self.raster: dict[str, str] = {}  # component -> why its tokens keep the model's order
         self._pipe = weakref.ref(pipe)
         self._new_books()
         self._notes: dict[str, list[str]] = {}
@@ -97,6 +100,11 @@ class Session:
         self.approximated = 0
         self.scratch = {}
 
+    def place(self, brick: tuple[int, int, int]) -> None:
+        """The visual tokens of this forward stand in bricks of this size between its blocks."""
+        assert self.at is not None
+        self.at = replace(self.at, brick=brick)
+
     def end(self) -> None:
         """The forward is over."""
         self.at = None
@@ -121,6 +129,7 @@ class Session:
         self.dense_until_next_run = True
         self.memory.release()
         self.scratch = {}
+        self.at = replace(at, brick=None)
 
     @property
     def active(self) -> bool:
@@ -223,6 +232,8 @@ class Session:
     def _start_run(self) -> None:
         self.memory.clear()
         self.predicted.clear()
+        self.bricks.clear()
+        self.raster.clear()
         self.dense_until_next_run = False
         self._new_books()
         self._notes = {}

@@ -1,7 +1,7 @@
 """Timeline sites at run time: a sublayer or a span of blocks answers, branch by branch, by computing,
 reusing or sharing. A unit's value is a tuple of tensors: a module's outputs, or one residual per stream."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Size, Tensor
@@ -115,3 +115,24 @@ def halve(
         return value.chunk(2)[index] if paired else value
 
     return tuple(half(x) for x in args), {k: v if k in unbatched else half(v) for k, v in kwargs.items()}
+
+
+def answer(session: Session, key: Key, branch: str, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """The output of a sublayer's module on one branch: computed by `run`, or stored."""
+    track = session.track("timeline", key)
+    assert track is not None
+    streams = [*args[:2], kwargs.get("hidden_states"), kwargs.get("encoder_hidden_states")]
+    shapes = [x.shape for x in streams if isinstance(x, Tensor)]
+    entry, value = decide(session, key, track, branch, shapes)
+    if value is None:
+        out = run(*args, **kwargs)
+        keep(session, key, track, branch, as_tuple(out), planned=entry.computes)
+        return out
+    keep(session, key, track, branch, value, planned=True)
+    # copies: a caller may add to them in place
+    return value[0].clone() if len(value) == 1 else tuple(x.clone() for x in value)
+
+
+def as_tuple(output: Any) -> Value:
+    """What a module gives out as a tuple of tensors."""
+    return (output,) if isinstance(output, Tensor) else tuple(output)

@@ -1,23 +1,22 @@
 """One attention call of one site: which heads do what, what they may read, what is kept of the result."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dit_accel.errors import MissingAnchor
+from dit_accel import block_heads
+from dit_accel.block_heads import Part, Tokens
+from dit_accel.bricks import Grid
+from dit_accel.errors import MissingAnchor, Unmet
 from dit_accel.plan import Key
 from dit_accel.run_report import method_name
 from dit_accel.session import Session
 from dit_accel.timeline import ALONE, DIFFERENCE, OUT, SHARED, TAIL_LSE, Entry, Track
 
 Dense = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-
-
-class Unmet(Exception):
-    """A method cannot run at this visit; the message completes "site X runs dense: ..."."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,28 @@ class AttentionVisit:
     def text_first(self) -> bool:
         """Whether text stands before the visual tokens."""
         return self.call.text_first
+
+    @property
+    def brick(self) -> Grid | None:
+        """The brick in whose order the visual tokens stand; None: they stand in the model's own order."""
+        return self.call.brick
+
+    def key_bias(self) -> Tensor | None:
+        """The mask as float32 [B or 1, h or 1, M], added to scores; Unmet where queries differ."""
+        return block_heads.key_bias(self.mask, self.k.shape[1])
+
+    def tokens(self) -> Tokens:
+        """What an op over blocks needs of this visit."""
+        return Tokens(
+            self.q, self.k, self.v, self.key_bias(), self.scale,
+            self.grid, self.num_text, self.text_first, self.brick,
+        )  # fmt: skip
+
+    def attend_blocks(self, part: Part) -> Tensor:
+        """All heads of this visit do the same over blocks: [B, N, h, D]."""
+        out = self.q.new_empty(self.q.shape)
+        block_heads.attend(self.tokens(), [(range(len(self.heads)), part)], out)
+        return out
 
     def recall(self, name: str, max_age: int) -> Tensor:
         """These heads of a stored value of this branch; MissingAnchor if it is not there or too old."""
@@ -109,6 +130,18 @@ def _half(tensors: Sequence[Tensor | None], batch: int, index: int) -> list[Any]
     return [x if x is None or x.shape[0] != batch else x.chunk(2)[index] for x in tensors]
 
 
+@dataclass
+class _Books:
+    """What one call has done so far."""
+
+    letters: list[str]
+    done: dict[Any, int] = field(default_factory=dict)  # method -> heads that it served
+    fell_back: list[int] = field(default_factory=list)
+
+    def served(self, method: Any, heads: Sequence[int]) -> None:
+        self.done[method] = self.done.get(method, 0) + len(heads)
+
+
 class _Call:
     """The attention call of one site on one branch."""
 
@@ -125,6 +158,7 @@ class _Call:
         self.is_self = key[1] in session.denoisers[key[0]].self_attention
         self.num_text = k.shape[1] - self.at.visual if self.is_self and self.at.joint else 0
         self.text_first = self.at.text_first
+        self.brick = self.at.brick if self.is_self else None
 
     def _number_call(self) -> int:
         """A processor may attend more than once (image and text keys of Wan I2V): number its calls."""
@@ -137,50 +171,63 @@ class _Call:
         local = range(self.first_head, self.first_head + self.q.shape[2])
         groups = [(method, [h for h in heads if h in local]) for method, heads in self.entry.groups]
         groups = [(method, heads) for method, heads in groups if heads]
-        letters = list(self.entry.letters)
-        done: dict[Any, int] = {}
-        fell_back: list[int] = []
-        if len(groups) == 1:
-            out = self._serve(groups[0][0], groups[0][1], done, letters, fell_back)
-        else:
-            out = self.q.new_empty((*self.q.shape[:3], self.v.shape[3]))
-            for method, heads in groups:
-                out[:, :, [h - self.first_head for h in heads]] = self._serve(
-                    method, heads, done, letters, fell_back
-                )
-        self._keep(out, fell_back)
+        books = _Books(list(self.entry.letters))
+        out = self._serve(*groups[0], books) if len(groups) == 1 else self._serve_all(groups, books)
+        self._keep(out, books.fell_back)
         if self.call_number == 0:
-            self.session.count(self.key, self.branch, "".join(letters), done)
+            self.session.count(self.key, self.branch, "".join(books.letters), books.done)
         return out
 
-    def _serve(
-        self, method: Any, heads: list[int], done: dict[Any, int], letters: list[str], fell_back: list[int]
-    ) -> Tensor:
-        q, k, v, mask = self._slice(heads)
+    def _serve_all(self, groups: Sequence[tuple[Any, list[int]]], books: "_Books") -> Tensor:
+        """Groups that attend over blocks go in one call of the op, every other by itself."""
+        out = self.q.new_empty((*self.q.shape[:3], self.v.shape[3]))
+        parts: list[tuple[list[int], Part]] = []
+        for method, heads in groups:
+            local = [h - self.first_head for h in heads]
+            part = None
+            if hasattr(method, "part"):
+                try:
+                    part = method.part(self._visit(heads))
+                except (MissingAnchor, Unmet) as reason:
+                    self._fall_back(method, heads, reason, books)
+                    method = None
+            if part is None:
+                out[:, :, block_heads.run_of(local)] = self._serve(method, heads, books)
+            else:
+                parts.append((local, part))
+                books.served(method, heads)
+        if parts:
+            everything = range(self.first_head, self.first_head + self.q.shape[2])
+            block_heads.attend(self._visit(everything).tokens(), parts, out)
+        return out
+
+    def _serve(self, method: Any, heads: list[int], books: "_Books") -> Tensor:
+        visit = self._visit(heads)
         if method is not None:
-            visit = AttentionVisit(q, k, v, mask, self.scale, tuple(heads), self)
             try:
                 out = method.attend(visit)
-                done[method] = done.get(method, 0) + len(heads)
+                books.served(method, heads)
                 return out
             except (MissingAnchor, Unmet) as reason:
-                self.session.fallback(
-                    f"ran dense where {method_name(method)} was planned: {reason}", self.key[1]
-                )
-                fell_back.extend(heads)
-                for head in heads:
-                    letters[head] = ALONE
-        done[None] = done.get(None, 0) + len(heads)
-        return self.dense(q, k, v, mask)
+                self._fall_back(method, heads, reason, books)
+        books.served(None, heads)
+        return visit.dense()
 
-    def _slice(self, heads: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        if len(heads) == self.q.shape[2]:
-            return self.q, self.k, self.v, self.mask
-        local = [h - self.first_head for h in heads]
-        mask = self.mask
-        if mask is not None and mask.ndim == 4 and mask.shape[1] == self.q.shape[2] > 1:
-            mask = mask[:, local]
-        return self.q[:, :, local], self.k[:, :, local], self.v[:, :, local], mask
+    def _fall_back(self, method: Any, heads: list[int], reason: Exception, books: "_Books") -> None:
+        self.session.fallback(f"ran dense where {method_name(method)} was planned: {reason}", self.key[1])
+        books.fell_back.extend(heads)
+        for head in heads:
+            books.letters[head] = ALONE
+
+    def _visit(self, heads: Sequence[int]) -> AttentionVisit:
+        """Some heads of this call, as a method sees them."""
+        q, k, v, mask = self.q, self.k, self.v, self.mask
+        if len(heads) < q.shape[2]:
+            local = block_heads.run_of([h - self.first_head for h in heads])
+            if mask is not None and mask.ndim == 4 and mask.shape[1] == q.shape[2] > 1:
+                mask = mask[:, local]
+            q, k, v = q[:, :, local], k[:, :, local], v[:, :, local]
+        return AttentionVisit(q, k, v, mask, self.scale, tuple(heads), self)
 
     # ---- memory
 

@@ -15,6 +15,17 @@ def no_references(config: Config, inputs: Inputs) -> int:
 
 
 @dataclass(frozen=True)
+class Place:
+    """A submodule whose output runs along the visual tokens, and is put in another order there."""
+
+    module: str
+    axis: int  # of the tokens; text may stand before them
+    items: tuple[int, ...] | None = None  # of an output that is a tuple; None is every tensor
+    spread: bool = False  # the tokens lie on three axes from `axis` on: frames, rows, columns
+    back: bool = False  # from here on they stand in the model's own order again
+
+
+@dataclass(frozen=True)
 class Family:
     """One model family. Names inside a block are those of diffusers, as `block.get_submodule` takes them."""
 
@@ -40,11 +51,22 @@ class Family:
     references: Callable[[Config, Inputs], int] = no_references  # visual tokens after the target's
     sublayer_tokens: Mapping[str, str] = field(default_factory=dict)  # "text" or "all" where not "visual"
     denoisers: tuple[str, ...] = ("transformer",)  # pipeline attributes that may hold such a denoiser
+    # between the first and the last of these nothing asks where a token stands; (): the order is kept
+    places: tuple[Place, ...] = ()
+    placed_arguments: Mapping[str, int] = field(
+        default_factory=dict
+    )  # forward argument -> axis of the tokens
+    raster_arguments: tuple[str, ...] = ()  # forward arguments that meet the tokens between blocks
 
     def __post_init__(self) -> None:
         if sorted(self.returns) != sorted(self.streams):
             raise ValueError(
                 f"family {self.name}: returns {self.returns} must name each of the streams {self.streams}"
+            )
+        if self.places and not any(place.back for place in self.places):
+            raise ValueError(
+                f"family {self.name}: none of its places {[place.module for place in self.places]} puts "
+                f"the tokens back"
             )
         stray = set(self.self_attention + self.cross_attention) - set(self.sublayers)
         if stray:

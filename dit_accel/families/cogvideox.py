@@ -8,7 +8,7 @@ Positions: 5b and 1.5 rotate by `image_rotary_emb`, which the pipeline makes onc
 Checked with diffusers 0.42.1.
 """
 
-from dit_accel.families.base import Config, Family, Grid, Inputs
+from dit_accel.families.base import Config, Family, Grid, Inputs, Place
 
 
 def grid(config: Config, inputs: Inputs) -> Grid:
@@ -36,4 +36,6 @@ COGVIDEOX = Family(
     output="video",
     guidance_argument="guidance_scale",
     fps=8,
+    places=(Place("patch_embed", axis=1), Place("proj_out", axis=1, back=True)),
+    placed_arguments={"image_rotary_emb": 0},
 )

@@ -8,7 +8,7 @@ Positions: a sin-cos table that `pos_embed` adds to the patches; nothing rotates
 Checked with diffusers 0.42.1.
 """
 
-from dit_accel.families.base import Config, Family, Grid, Inputs
+from dit_accel.families.base import Config, Family, Grid, Inputs, Place
 
 
 def grid(config: Config, inputs: Inputs) -> Grid:
@@ -35,4 +35,6 @@ PIXART = Family(
     output="image",
     guidance_argument="guidance_scale",
     fps=1,
+    places=(Place("pos_embed", axis=1), Place("proj_out", axis=1, back=True)),
+    raster_arguments=("attention_mask",),
 )

@@ -12,7 +12,7 @@ Checked with diffusers 0.42.1.
 
 from math import prod
 
-from dit_accel.families.base import Config, Family, Grid, Inputs
+from dit_accel.families.base import Config, Family, Grid, Inputs, Place
 
 
 def images(inputs: Inputs) -> list[Grid]:
@@ -54,4 +54,10 @@ QWEN_IMAGE = Family(
     output="image",
     guidance_argument="true_cfg_scale",
     fps=1,
+    places=(
+        Place("img_in", axis=1),
+        Place("pos_embed", axis=0, items=(0,)),
+        Place("proj_out", axis=1, back=True),
+    ),
+    raster_arguments=("controlnet_block_samples",),
 )

@@ -9,7 +9,7 @@ TI2V 5B: the timestep is [B, tokens], so the block argument `temb` has a token a
 Checked with diffusers 0.42.1.
 """
 
-from dit_accel.families.base import Config, Family, Grid, Inputs
+from dit_accel.families.base import Config, Family, Grid, Inputs, Place
 
 
 def grid(config: Config, inputs: Inputs) -> Grid:
@@ -38,4 +38,10 @@ WAN = Family(
     guidance_argument="guidance_scale",
     fps=16,
     denoisers=("transformer", "transformer_2"),
+    places=(
+        Place("patch_embedding", axis=2, spread=True),
+        Place("rope", axis=1),
+        Place("proj_out", axis=1, back=True),
+    ),
+    placed_arguments={"timestep": 1},
 )

@@ -38,6 +38,10 @@ def ours(pipe, backend) -> None:
     dit_accel.compile(pipe, backend=backend)
 
 
+def whole(pipe, backend) -> None:
+    pipe.transformer.compile(backend=backend)
+
+
 @pytest.fixture(autouse=True)
 def empty_compiler():
     torch._dynamo.reset()
@@ -62,6 +66,9 @@ CASES = [
     ("full", "wan", repeated),
     ("window", "wan", ours),
     ("tail", "wan", ours),
+    ("brick", "wan", each_block),
+    ("brick", "cogvideox", whole),
+    ("brick", "qwen_image", whole),
     ("reuse heads", "qwen_image", repeated),
     ("reuse span, stored gates", "wan", each_block),
     ("reuse span, stored gates", "cogvideox", ours),
@@ -94,3 +101,17 @@ def test_restore_takes_compiled_code_of_ours_away_and_leaves_the_users():
     calls = [block._compiled_call_impl for block in blocks_of(pipe)]
     dit_accel.accelerate(pipe, recipe("reuse span, stored gates", "wan")).restore()
     assert [block._compiled_call_impl for block in blocks_of(pipe)] == calls
+
+
+def test_a_place_is_one_operator_in_the_graph_of_a_whole_denoiser():
+    targets = []
+
+    def backend(graph, inputs):
+        targets.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    pipe = build("cogvideox")
+    dit_accel.accelerate(pipe, recipe("brick", "cogvideox"))
+    whole(pipe, backend)
+    run(pipe, "cogvideox")
+    assert sum("dit_accel.place" in target for target in targets) == 2  # into brick order, and back

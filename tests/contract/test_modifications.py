@@ -11,7 +11,7 @@ from peft import LoraConfig
 import dit_accel
 
 CASES = ("wan", "cogvideox", "pixart_sigma", "qwen_image")
-ROWS = ("reuse heads", "reuse span, current gates", "share module")
+ROWS = ("brick", "reuse heads", "reuse span, current gates", "share module")
 PAIRS = [(row, case) for row in ROWS for case in CASES]
 
 

@@ -53,6 +53,7 @@ def test_a_window_means_the_same_tokens_on_two_ranks(run_ulysses, tmp_path):
 
     for (result,) in run_ulysses("wan", [recipe], text_tokens=case.text_tokens, steps=2):
         assert (result["latents"] - alone).abs().max() <= 1e-5 * alone.abs().max(), result["report"]
+        assert "keep the model's order between blocks: ranks split the sequence" in result["report"]
 
 
 def test_interleaved_text_and_visual_tokens_run_dense_and_say_so(run_ulysses, tmp_path):

@@ -5,15 +5,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dit_accel.errors import MissingAnchor, RecipeError
+from dit_accel.block_heads import Near, key_bias
+from dit_accel.errors import MissingAnchor, RecipeError, Unmet
 from dit_accel.methods.attention.arrow import Arrow
-from dit_accel.methods.attention.base import Near, key_bias
 from dit_accel.methods.attention.brick import Brick
 from dit_accel.methods.attention.residual import Residual
 from dit_accel.methods.attention.tail import Tail
 from dit_accel.methods.attention.window import Window
 from dit_accel.recipe import Recipe
-from dit_accel.visit import AttentionVisit, Unmet
+from dit_accel.visit import AttentionVisit
 from dit_accel_kernels.masked_attention import window_mask
 
 GRID, TEXT = (3, 4, 5), 4
@@ -28,6 +28,7 @@ class Call:
         self.num_text, self.text_first = num_text, text_first
         self.stored: dict[str, torch.Tensor] = {}
         self.notes: list[str] = []
+        self.brick = None
         self.branch, self.key = "cond", ("transformer", "blocks.0.attn1")
         self.session = SimpleNamespace(note_once=lambda text, site: self.notes.append(text))
 
@@ -173,7 +174,7 @@ def test_wrong_parameters_are_named(make, message):
 
 
 def test_equal_near_sets_share_a_plan():
-    from dit_accel.methods.attention.base import _plan
+    from dit_accel.block_heads import _plan
 
     visit = make_visit()
     Brick((0, 1, 1), BRICK).attend(visit)
@@ -216,3 +217,36 @@ def test_extents_of_a_recipe_may_be_rules():
 def test_a_wrong_choice_names_file_and_line(text, message):
     with pytest.raises(RecipeError, match=r"my\.toml:3: \[choices\] b: .*" + message):
         choice(text).method("b")
+
+
+@pytest.mark.parametrize("brick", [None, BRICK])
+def test_mixed_heads_in_one_call_are_each_alone(brick):
+    """Slots of what heads read or leave behind stand in the order of the heads, not of the groups."""
+    from dit_accel import block_heads
+    from dit_accel.block_heads import Part
+    from dit_accel_kernels.block_attention import Kind
+
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, far = torch.randn(4, 2, 64, 6, 32, generator=generator).unbind(0)
+    lse, left = torch.randn(2, 64, 6, generator=generator), {}
+    tokens = block_heads.Tokens(q, k, v, None, 0.3, GRID, TEXT, True, brick)
+    near, other = Near(radius=(0, 1, 1), brick=BRICK), Near(extent=(0, 0, 1), brick=BRICK)
+
+    def parts(keep):
+        return [
+            ([1, 4], Part(near, Kind.MERGE, far[:, :, [1, 4]], lse[:, :, [1, 4]])),
+            ([0], Part(near, Kind.ADD, far[:, :, [0]])),
+            ([3], Part(other, Kind.EMIT_TAIL, keep=keep)),
+            ([2], Part(other)),
+        ]
+
+    def kept(name):
+        return lambda value, value_lse: left.__setitem__(name, (value.clone(), value_lse.clone()))
+
+    together, alone = torch.zeros_like(q), torch.zeros_like(q)
+    block_heads.attend(tokens, parts(kept("together")), together)
+    for group in parts(kept("alone")):
+        block_heads.attend(tokens, [group], alone)
+    torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(left["together"], left["alone"])
+    assert not together[:, :, 5].any() and together[:, :, :5].abs().amin(dim=(0, 1, 3)).max() > 0

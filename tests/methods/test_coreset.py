@@ -21,6 +21,7 @@ def make_visit(k=None, num_text=0, text_first=True) -> AttentionVisit:
 
     rows = slice(0, num_text) if text_first else slice(60, 60 + num_text)
     call = SimpleNamespace(
+        brick=None,
         checked_grid=lambda: GRID,
         num_text=num_text,
         text_first=text_first,

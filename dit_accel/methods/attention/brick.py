@@ -12,8 +12,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from dit_accel.block_heads import Near, Part, Rules
 from dit_accel.bricks import Grid
-from dit_accel.methods.attention.base import Near, Rules, attend
+from dit_accel.methods.attention.base import check
 from dit_accel.visit import AttentionVisit
 
 
@@ -39,5 +40,14 @@ class Brick:
     def near(self) -> Near:
         return Near(extent=self.extent, brick=self.brick)
 
+    def brick_on(self, grid: Grid) -> Grid:
+        """The brick in whose order its tokens may stand."""
+        return self.near.brick_on(grid)
+
+    def part(self, visit: AttentionVisit) -> Part:
+        """The bricks around."""
+        check(visit, self.near)
+        return Part(self.near)
+
     def attend(self, visit: AttentionVisit) -> Tensor:  # [B, N, h, D]
-        return attend(visit, self.near)
+        return visit.attend_blocks(self.part(visit))

@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dit_accel.block_heads import orders
 from dit_accel.bricks import Grid, lay_bricks
-from dit_accel.methods.attention.base import key_bias
-from dit_accel.visit import AttentionVisit, Unmet
+from dit_accel.errors import Unmet
+from dit_accel.visit import AttentionVisit
 from dit_accel_kernels.block_attention import BlockPlan, Kind, block_attention, plan_blocks, starts_of
 
 
@@ -47,6 +48,8 @@ class Coreset:
                 f"bucket must be (frames, rows, columns) of 1 to 128 tokens together; got {self.bucket}"
             )
 
+    any_order: ClassVar[bool] = True  # it gathers its buckets wherever their tokens stand
+
     @property
     def kept(self) -> int:
         """How many keys of a whole bucket are kept, its centre included."""
@@ -59,8 +62,8 @@ class Coreset:
         total = visit.k.shape[1]
         visual = slice(text, total) if visit.text_first else slice(0, total - text)
         rest = slice(0, text) if visit.text_first else slice(total - text, total)
-        tokens, held = _buckets(grid, self.bucket, visit.k.device)
-        bias = key_bias(visit.mask, total)
+        tokens, held = _buckets(grid, self.bucket, visit.k.device, visit.brick)
+        bias = visit.key_bias()
         k, v, weight = select(
             visit.k[:, visual], visit.v[:, visual], tokens, held, self.kept,
             None if bias is None else bias[:, :, visual],
@@ -107,10 +110,13 @@ def select(
 
 
 @functools.lru_cache(maxsize=16)
-def _buckets(grid: Grid, bucket: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Raster numbers of each bucket's tokens, centre first, and which of them are its own: [NB, g] each.
+def _buckets(
+    grid: Grid, bucket: Grid, device: torch.device, brick: Grid | None = None
+) -> tuple[Tensor, Tensor]:
+    """Places of each bucket's tokens, centre first, and which of them are its own: [NB, g] each.
 
-    The last bucket may be short; it is filled with its centre.
+    Places are raster numbers, or those in the order of `brick`. The last bucket may be short; it is filled
+    with its centre.
     """
     with torch.inference_mode(False):
         layout = lay_bricks(grid, 0, bucket)
@@ -125,7 +131,8 @@ def _buckets(grid: Grid, bucket: Grid, device: torch.device) -> tuple[Tensor, Te
         places[:, :1] = centre
         held = places < sizes[:, None]
         tokens = layout.order[layout.starts[:-1, None].long() + torch.where(held, places, centre)]
-        return tokens.to(device), held.to(device)
+        tokens, held = tokens.to(device), held.to(device)
+        return (tokens if brick is None else orders(grid, brick, 0, False, device)[1][tokens]), held
 
 
 @functools.lru_cache(maxsize=16)

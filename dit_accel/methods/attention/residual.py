@@ -13,10 +13,10 @@ Exact when: the near set covers the grid, or max_age = 0 (every step computes).
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from dit_accel.methods.attention.base import Anchored, attend
+from dit_accel.block_heads import Part
+from dit_accel.methods.attention.base import Anchored, check
 from dit_accel.timeline import RESIDUAL
 from dit_accel.visit import AttentionVisit
 from dit_accel_kernels.block_attention import Kind
@@ -28,12 +28,19 @@ class Residual(Anchored):
 
     keeps: ClassVar[tuple[str, ...]] = (RESIDUAL,)
 
-    def attend(self, visit: AttentionVisit) -> Tensor:  # [B, N, h, D]
-        return attend(visit, self.near, Kind.ADD, visit.recall(RESIDUAL, self.max_age))
+    def part(self, visit: AttentionVisit) -> Part:
+        """Near blocks, and the residual of the anchor added; MissingAnchor without one."""
+        check(visit, self.near)
+        return Part(self.near, Kind.ADD, visit.recall(RESIDUAL, self.max_age))
 
-    def attend_and_keep(self, visit: AttentionVisit) -> Tensor:  # [B, N, h, D]
+    def anchor_part(self, visit: AttentionVisit) -> Part:
         """Full attention; the residual is left behind without attending anything twice."""
-        missed = torch.empty_like(visit.q, memory_format=torch.contiguous_format)
-        out = attend(visit, self.near, Kind.EMIT_RESIDUAL, missed)
-        visit.keep(RESIDUAL, missed)
-        return out
+        check(visit, self.near)
+
+        def keep(missed: Tensor, _: Tensor | None) -> None:
+            visit.keep(RESIDUAL, missed)
+
+        return Part(self.near, Kind.EMIT_RESIDUAL, keep=keep)
+
+    def attend(self, visit: AttentionVisit) -> Tensor:  # [B, N, h, D]
+        return visit.attend_blocks(self.part(visit))

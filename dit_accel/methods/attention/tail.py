@@ -13,10 +13,10 @@ Exact when: the near set covers the grid, or max_age = 0 (every step computes).
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from dit_accel.methods.attention.base import Anchored, attend
+from dit_accel.block_heads import Part
+from dit_accel.methods.attention.base import Anchored, check
 from dit_accel.timeline import TAIL, TAIL_LSE
 from dit_accel.visit import AttentionVisit
 from dit_accel_kernels.block_attention import Kind
@@ -28,15 +28,22 @@ class Tail(Anchored):
 
     keeps: ClassVar[tuple[str, ...]] = (TAIL, TAIL_LSE)
 
-    def attend(self, visit: AttentionVisit) -> Tensor:  # [B, N, h, D]
+    def part(self, visit: AttentionVisit) -> Part:
+        """Near blocks, merged with the far part of the anchor; MissingAnchor without one."""
+        check(visit, self.near)
         far, far_lse = visit.recall(TAIL, self.max_age), visit.recall(TAIL_LSE, self.max_age)
-        return attend(visit, self.near, Kind.MERGE, far, far_lse.squeeze(3))
+        return Part(self.near, Kind.MERGE, far, far_lse.squeeze(3))
 
-    def attend_and_keep(self, visit: AttentionVisit) -> Tensor:  # [B, N, h, D]
+    def anchor_part(self, visit: AttentionVisit) -> Part:
         """Full attention; the far part is left behind without attending anything twice."""
-        far = torch.empty_like(visit.q, memory_format=torch.contiguous_format)
-        far_lse = torch.empty(visit.q.shape[:3], dtype=torch.float32, device=visit.q.device)
-        out = attend(visit, self.near, Kind.EMIT_TAIL, far, far_lse)
-        visit.keep(TAIL, far)
-        visit.keep(TAIL_LSE, far_lse.unsqueeze(3))
-        return out
+        check(visit, self.near)
+
+        def keep(far: Tensor, far_lse: Tensor | None) -> None:
+            assert far_lse is not None
+            visit.keep(TAIL, far)
+            visit.keep(TAIL_LSE, far_lse.unsqueeze(3))
+
+        return Part(self.near, Kind.EMIT_TAIL, keep=keep)
+
+    def attend(self, visit: AttentionVisit) -> Tensor:  # [B, N, h, D]
+        return visit.attend_blocks(self.part(visit))

@@ -15,9 +15,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from dit_accel.block_heads import Near, Part, Rules
 from dit_accel.bricks import Grid, reach
-from dit_accel.methods.attention.base import Near, Rules, attend
-from dit_accel.visit import AttentionVisit, Unmet
+from dit_accel.errors import Unmet
+from dit_accel.methods.attention.base import check
+from dit_accel.visit import AttentionVisit
 from dit_accel_kernels.masked_attention import WindowMask, masked_attention
 
 
@@ -47,10 +49,24 @@ class Window:
     def near(self) -> Near:
         return Near(radius=self.radius, brick=self.brick)
 
+    def brick_on(self, grid: Grid) -> Grid | None:
+        """The brick in whose order its tokens may stand; None: only the model's own order serves."""
+        return self.near.brick_on(grid) if self.mask == "blocks" else None
+
+    def part(self, visit: AttentionVisit) -> Part | None:
+        """The blocks around; None where the window is one of tokens, which no list of blocks can say."""
+        if self.mask == "tokens":
+            return None
+        check(visit, self.near)
+        return Part(self.near)
+
     def attend(self, visit: AttentionVisit) -> Tensor:  # [B, N, h, D]
-        return attend(visit, self.near) if self.mask == "blocks" else self._attend_tokens(visit)
+        part = self.part(visit)
+        return self._attend_tokens(visit) if part is None else visit.attend_blocks(part)
 
     def _attend_tokens(self, visit: AttentionVisit) -> Tensor:
+        if visit.brick is not None:
+            raise Unmet("its tokens stand in brick order, a window of tokens needs the model's own")
         frames, rows, columns = (reach(rule, n) for rule, n in zip(self.radius, visit.grid, strict=True))
         mask = WindowMask(visit.grid, (frames, rows, columns), visit.num_text, visit.text_first)
         if visit.mask is not None:

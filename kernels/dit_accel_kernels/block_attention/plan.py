@@ -6,9 +6,11 @@ reads, and the few numbers a host needs, so that no call waits for a device.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,6 +76,21 @@ class BlockPlan:
         """All tensors in the order of the fields: what an operator that takes no objects is given."""
         return [getattr(self, name) for name in TENSORS]
 
+    def for_heads(self, kinds: Sequence[Kind | int], pattern: Sequence[int]) -> BlockPlan:
+        """A plan of other heads over the same lists, which it shares.
+
+        Raises ValueError unless there is a pattern for every head. Waits for the device once.
+        """
+        kinds, device = tuple(Kind(kind) for kind in kinds), self.indices.device
+        pointers, split = self.pointers.cpu(), self.split.cpu()
+        near = (split - pointers[:-1]).view(-1, len(self.q_starts) - 1)  # [P, NQ]: lengths of the lists
+        rest = (pointers[1:] - split).view_as(near)
+        _check_heads(kinds, pattern, len(near))
+        heads = _heads(near, rest, kinds, pattern)
+        return dataclasses.replace(
+            self, **{name: x.to(device) if isinstance(x, Tensor) else x for name, x in heads.items()}
+        )
+
     def to(self, device: torch.device | str) -> BlockPlan:
         """The plan on another device."""
         moved = {name: getattr(self, name).to(device) for name in TENSORS}
@@ -106,25 +123,15 @@ def plan_blocks(
     q_starts, k_starts = q_starts.cpu().int(), k_starts.cpu().int()
     _check(near, rest, q_starts, k_starts, kinds, pattern, block)
     pointers, split, indices = _lists(near, rest)
-    work, pairs = _work(near.sum(2), rest.sum(2), kinds, pattern)
-    slots, used = [], 0
-    for kind in kinds:
-        slots.append(used if kind in CACHED else -1)
-        used += kind in CACHED
     return BlockPlan(
         block,
         q_starts,
         k_starts,
-        _int32(list(pattern)),
-        _int32(kinds),
-        _int32(slots),
-        pointers,
-        split,
-        indices,
-        work,
-        kinds,
-        pairs,
-        (int(q_starts[-1]), int(k_starts[-1])),
+        pointers=pointers,
+        split=split,
+        indices=indices,
+        tokens=(int(q_starts[-1]), int(k_starts[-1])),
+        **_heads(near.sum(2), rest.sum(2), kinds, pattern),
     ).to(device)
 
 
@@ -148,9 +155,13 @@ def _check(near, rest, q_starts, k_starts, kinds, pattern, block) -> None:
         )
     if (near & rest).any():
         raise ValueError("block_attention: a key block stands in the near and in the rest list of a row")
-    if len(pattern) != len(kinds) or any(not 0 <= p < len(near) for p in pattern):
+    _check_heads(kinds, pattern, len(near))
+
+
+def _check_heads(kinds: Sequence[Kind], pattern: Sequence[int], patterns: int) -> None:
+    if len(pattern) != len(kinds) or any(not 0 <= p < patterns for p in pattern):
         raise ValueError(
-            f"block_attention: {len(kinds)} heads need {len(kinds)} pattern numbers below {len(near)}; "
+            f"block_attention: {len(kinds)} heads need {len(kinds)} pattern numbers below {patterns}; "
             f"got {list(pattern)}"
         )
 
@@ -166,15 +177,27 @@ def _lists(near: Tensor, rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return _int32(pointers), _int32(pointers[:-1] + near_rows.sum(1)), _int32(torch.cat(indices))
 
 
+def _heads(near: Tensor, rest: Tensor, kinds: tuple[Kind, ...], pattern: Sequence[int]) -> dict[str, Any]:
+    """The fields of a plan that depend on its heads, from the lengths [P, NQ] of its lists."""
+    slots, used = [], 0
+    for kind in kinds:
+        slots.append(used if kind in CACHED else -1)
+        used += kind in CACHED
+    work, pairs = _work(near, rest, kinds, pattern)
+    numbers = {"pattern": _int32(list(pattern)), "kind": _int32(kinds), "slot": _int32(slots)}
+    return {**numbers, "work": work, "kinds": kinds, "pairs": pairs}
+
+
 def _work(near: Tensor, rest: Tensor, kinds: Sequence[Kind], pattern: Sequence[int]) -> tuple[Tensor, int]:
     """Items (head, query block), longest first; and how many block pairs they attend."""
-    items = []
-    for head, (kind, number) in enumerate(zip(kinds, pattern, strict=True)):
-        lengths = near[number] + (rest[number] if kind in EMITS else 0)  # [NQ]
-        if kind in WITHOUT_LIST:
-            lengths = torch.zeros_like(lengths)
-        if kind is not Kind.SKIP:
-            items += [(int(length), head, row) for row, length in enumerate(lengths)]
-    items.sort(key=lambda item: -item[0])  # stable: of one length, heads stay together
-    pairs = sum(length for length, _, _ in items)
-    return _int32([item[1:] for item in items]).view(-1, 2), pairs
+    of, rows = torch.tensor(list(pattern), dtype=torch.int64), near.shape[1]
+    near_too, rest_too, any_item = (
+        torch.tensor([test(kind) for kind in kinds], dtype=torch.bool)[:, None]
+        for test in (lambda k: k not in WITHOUT_LIST, lambda k: k in EMITS, lambda k: k is not Kind.SKIP)
+    )
+    lengths = near[of].long() * near_too + rest[of].long() * rest_too  # [H, NQ]
+    lengths, places = lengths.flatten().sort(
+        descending=True, stable=True
+    )  # of one length, heads stay together
+    places = places[any_item.expand(-1, rows).flatten()[places]]
+    return _int32(torch.stack([places // rows, places % rows], dim=1)), int(lengths.sum())
