@@ -20,6 +20,10 @@ class Unmet(Exception):
     """A method cannot run at this visit; the message completes "site X runs dense: ..."."""
 
 
+class Slower(Exception):
+    """A method would be slower than the model's own attention; the message completes "runs dense: ..."."""
+
+
 @dataclass(frozen=True)
 class AttentionVisit:
     """What a method sees: its own heads of q, k, v on one branch, after norm and RoPE."""
@@ -163,6 +167,10 @@ class _Call:
                 out = method.attend(visit)
                 done[method] = done.get(method, 0) + len(heads)
                 return out
+            except Slower as reason:  # exact and faster is no failure: strict does not mind
+                self.session.note_once(f"{method_name(method)} runs dense: {reason}", self.key[1])
+                for head in heads:
+                    letters[head] = ALONE
             except (MissingAnchor, Unmet) as reason:
                 self.session.fallback(
                     f"ran dense where {method_name(method)} was planned: {reason}", self.key[1]

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from dit_accel.bricks import Grid, Rule, lay_bricks
-from dit_accel.visit import AttentionVisit, Unmet
+from dit_accel.visit import AttentionVisit, Slower, Unmet
 from dit_accel_kernels.block_attention import BlockPlan, Kind, block_attention, plan_blocks
+from dit_accel_kernels.block_attention.break_even import slower_than_dense
 
 Rules = tuple[Rule, Rule, Rule]  # frames, rows, columns
 LOCAL = "its tokens are put in brick order and back at every call"
@@ -108,13 +109,15 @@ def attend(
 
     `cached` [B, N, h, D] and `cached_lse` [B, N, h] are in brick order, read or written as the kind says.
     Raises Unmet where the sequence is no grid plus text, a mask differs from query to query, or gradients
-    are wanted.
+    are wanted; Slower where the lists are so long that dense attention is faster.
     """
     grid, (q, k, v) = visit.grid, (visit.q, visit.k, visit.v)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         raise Unmet("block_attention has no backward and gradients are wanted")
     bias = key_bias(visit.mask, k.shape[1])
     plan, order, back = _plan(grid, visit.num_text, visit.text_first, near, kind, q.shape[2], q.device)
+    if reason := slower_than_dense(q, k, v, plan):
+        raise Slower(reason)
     visit.note(LOCAL)
     q, k, v = (x.index_select(1, order) for x in (q, k, v))
     out, _ = block_attention(
@@ -126,6 +129,7 @@ def attend(
         cached=cached,
         cached_lse=cached_lse,
         key_bias=None if bias is None else bias.index_select(2, order),
+        lse_wanted=False,  # where a kind keeps one it is in cached_lse
     )
     return out.index_select(1, back)
 

@@ -5,13 +5,14 @@ with `--keep` writes a user's own to the cache, which wins for the (backend, pro
 A row is {"backend", "processor", "dtype", "width", "tokens", "density", "over_sdpa"}: at `density` and below
 the backend was no slower than dense SDPA in SDPA's own layout; 1 is always, 0 never.
 
-Between measured tokens or head widths the smaller neighbour counts. Above the most tokens it is the value there;
-below the fewest it falls with their number, since what a call costs whatever it attends weighs more. A dtype
-that is not measured takes the least of those that are. Of other processors and devices nothing is known.
+Between measured tokens or head widths the smaller neighbour counts, beyond the greatest its value. A dtype that is
+not measured takes the least of those that are. Below the fewest tokens, and of other processors and devices,
+nothing is known: what a recipe asks for is done.
 """
 
 import functools
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,12 @@ def store(rows: Iterable[Row], file: Path) -> None:
 def density(backend: str, processor: str, dtype: str, width: int, tokens: int) -> float | None:
     """The greatest density at which a backend is no slower than dense, or None where nothing was measured."""
     own = [row for row in _rows() if (row["backend"], row["processor"]) == (backend, processor)]
-    if not own:
-        return None
-    same = [row for row in own if row["dtype"] == dtype]
-    if not same:
-        return min(_at([r for r in own if r["dtype"] == d], width, tokens) for d in {r["dtype"] for r in own})
-    return _at(same, width, tokens)
+    measured = {row["dtype"] for row in own}
+    found = [
+        _at([row for row in own if row["dtype"] == name], width, tokens)
+        for name in (measured & {dtype} or measured)
+    ]
+    return min((value for value in found if value is not None), default=None)
 
 
 def slower_than_dense(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, backend: str = "auto") -> str | None:
@@ -66,7 +67,8 @@ def slower_than_dense(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, backend:
     None too where a backend is named, where the plan leaves a residual or tail behind, which dense cannot,
     and where nothing was measured.
     """
-    if backend != "auto" or EMITS & set(plan.kinds) or q.device.type != "cpu":
+    named = backend != "auto" or os.environ.get("DIT_ACCEL_BACKEND", "auto") != "auto"
+    if named or EMITS & set(plan.kinds) or q.device.type != "cpu":
         return None
     try:
         name = choose("block_attention", q=q, k=k, v=v, plan=plan, lse_wanted=False)
@@ -78,12 +80,13 @@ def slower_than_dense(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, backend:
     return f'density {plan.density:.2f} is slower than dense here: backend "{name}" breaks even at {limit:.2f}'
 
 
-def _at(rows: list[Row], width: int, tokens: int) -> float:
-    values = []
+def _at(rows: list[Row], width: int, tokens: int) -> float | None:
+    values: list[float] = []
     for near in _neighbours({row["width"] for row in rows}, width):
         of_width = {row["tokens"]: row["density"] for row in rows if row["width"] == near}
-        found = min(of_width[n] for n in _neighbours(of_width, tokens))
-        values.append(found * min(1.0, tokens / min(of_width)))
+        if tokens < min(of_width):
+            return None
+        values += [of_width[n] for n in _neighbours(of_width, tokens)]
     return min(values)
 
 
