@@ -3,8 +3,8 @@
 python scripts/bench_op.py block_attention --json -
 python scripts/bench_op.py block_attention --break-even --backend cpu --tokens 512 --tokens 4096 --keep
 
---break-even finds the density from which on dense SDPA is faster: --keep writes it to your cache, where `auto`
-looks first, --write to the file that the package ships.
+--break-even finds the density from which on dense SDPA is faster: --keep writes it to your cache, where
+`auto` looks first, --write to the file that the package ships.
 """
 
 import itertools

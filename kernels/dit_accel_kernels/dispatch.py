@@ -1,7 +1,8 @@
 """Choose the backend of an op: the fastest one that can run, or the one that was asked for.
 
 A backend is a module `<op>/<backend>.py` with a function of the op's name and a `why_not(**tensors)` that
-returns None, or the reason why it cannot take these tensors: the log line, the report and the error.
+returns None, or the reason why it cannot take these tensors: the log line, the report and the error. A
+backend that may be asked for before it may be chosen has a `why_not_auto(**tensors)` too, which is what `auto` asks.
 """
 
 import functools
@@ -17,7 +18,14 @@ from typing import Any
 log = logging.getLogger("dit_accel_kernels")
 
 # the order in which "auto" tries them, and the devices that they are for; None is any
-BACKENDS = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu", "flex": "cpu", "gathered": "cpu", "reference": None}
+BACKENDS = {
+    "cuda": "cuda",
+    "triton": "cuda",
+    "cpu": "cpu",
+    "flex": "cpu",
+    "gathered": "cpu",
+    "reference": None,
+}
 
 
 class BackendUnavailable(RuntimeError):
@@ -64,7 +72,7 @@ def choose(op: str, backend: str = "auto", **tensors: Any) -> str:
 def _fastest(op: str, tensors: dict[str, Any]) -> str:
     passed_over: list[tuple[str, str]] = []
     for name in backends(op):
-        reason = why_not(op, name, **tensors)
+        reason = _why_not_chosen(op, name, tensors)
         if reason is None:
             if passed_over:
                 device = tensors["q"].device.type if "q" in tensors else None
@@ -72,6 +80,13 @@ def _fastest(op: str, tensors: dict[str, Any]) -> str:
             return name
         passed_over.append((name, reason))
     raise BackendUnavailable(f"{op}: no backend can take these tensors; `why_not` tells the reason of each")
+
+
+def _why_not_chosen(op: str, backend: str, tensors: dict[str, Any]) -> str | None:
+    module = _load(op, backend)
+    if isinstance(module, str):
+        return module
+    return getattr(module, "why_not_auto", module.why_not)(**tensors)
 
 
 @functools.cache
@@ -85,7 +100,7 @@ def _load(op: str, backend: str) -> ModuleType | str:
 
 @functools.cache
 def _say_once(op: str, taken: str, device: str | None, passed_over: tuple[tuple[str, str], ...]) -> None:
-    """A warning where a backend for this very device is passed over; those for other devices are a log line."""
+    """A warning where a backend for this very device is passed over, else a log line."""
     for name, reason in passed_over:
         log.info("%s: backend %s is passed over: %s", op, name, reason)
     missed = [f"{name}: {reason}" for name, reason in passed_over if BACKENDS[name] == device is not None]

@@ -35,7 +35,11 @@ def run(call: Call, backend: str, lse_wanted: bool = True) -> dict[str, torch.Te
         out, lse = block_attention(
             call.q, call.k, call.v, call.plan, backend=backend, lse_wanted=lse_wanted, **mine.options
         )
-    return {"out": out} | ({"lse": lse} if lse_wanted else {}) | {n: mine.options.get(n) for n in ("cached", "cached_lse")}
+    return (
+        {"out": out}
+        | ({"lse": lse} if lse_wanted else {})
+        | {n: mine.options.get(n) for n in ("cached", "cached_lse")}
+    )
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -9,11 +9,14 @@ from dit_accel.errors import MissingAnchor, RecipeError
 from dit_accel.methods.attention.arrow import Arrow
 from dit_accel.methods.attention.base import Near, key_bias
 from dit_accel.methods.attention.brick import Brick
+from dit_accel.methods.attention.full import Full
 from dit_accel.methods.attention.residual import Residual
 from dit_accel.methods.attention.tail import Tail
 from dit_accel.methods.attention.window import Window
 from dit_accel.recipe import Recipe
-from dit_accel.visit import AttentionVisit, Unmet
+from dit_accel.run_report import method_name
+from dit_accel.visit import AttentionVisit, Slower, Unmet
+from dit_accel_kernels.block_attention import break_even
 from dit_accel_kernels.masked_attention import window_mask
 
 GRID, TEXT = (3, 4, 5), 4
@@ -216,3 +219,34 @@ def test_extents_of_a_recipe_may_be_rules():
 def test_a_wrong_choice_names_file_and_line(text, message):
     with pytest.raises(RecipeError, match=r"my\.toml:3: \[choices\] b: .*" + message):
         choice(text).method("b")
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_full_through_a_backend_is_full_attention(backend):
+    mask = torch.rand(2, 1, 1, 64, generator=torch.Generator().manual_seed(3)) < 0.7
+    visit = make_visit(mask=mask)
+    one = Full(backend)
+    close(one.attend(visit), written_out(visit, mask))
+    assert not one.exact and method_name(one) == f"full_{backend}"
+    assert Full().exact and method_name(Full()) == "full"
+
+
+def test_full_names_the_backends_that_it_knows():
+    with pytest.raises(ValueError, match=r'backend must be one of auto, cuda, .*; got "metal"'):
+        Full("metal")
+
+
+def test_full_through_a_backend_that_cannot_run_is_not_silent():
+    with pytest.raises(Unmet, match="cannot run"):
+        Full("triton").attend(make_visit())
+
+
+@pytest.mark.parametrize(("limit", "slower"), [(0.1, True), (1.0, False), (None, False)])
+def test_lists_too_long_for_the_backend_are_refused_as_slower(limit, slower, monkeypatch):
+    monkeypatch.setattr(break_even, "density", lambda *given: limit)
+    visit, one = make_visit(), Brick((0, 0, 1), BRICK)
+    if not slower:
+        assert one.attend(visit).shape == visit.q.shape
+        return
+    with pytest.raises(Slower, match=r"is slower than dense here: backend .* breaks even at 0.10"):
+        one.attend(visit)

@@ -21,7 +21,7 @@ from dit_accel_kernels.dispatch import BACKENDS, BackendUnavailable
 
 @dataclass(frozen=True)
 class Full:
-    """The pipeline's own attention, called with its own arguments; or `backend`: "cpu", "triton", "auto", ..."""
+    """The pipeline's own attention with its own arguments; or `backend`: "cpu", "triton", "auto", ..."""
 
     backend: str | None = None
 

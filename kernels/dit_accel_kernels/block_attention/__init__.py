@@ -55,12 +55,12 @@ def block_attention(
     lse = torch.full(q.shape[:3], float("-inf"), dtype=lse_dtype, device=q.device)
     if out is None:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    factor: float = q.shape[-1] ** -0.5 if scale is None else scale
     if torch.compiler.is_compiling():  # the operator chooses the backend when it runs
-        rest = scale, cached, cached_lse, key_bias, valid_keys, backend, lse_wanted
+        rest = factor, cached, cached_lse, key_bias, valid_keys, backend, lse_wanted
         block_attention_op(out, lse, q, k, v, *numbers_of(plan), *rest)
         return out, lse
-    run(out, lse, q, k, v, plan, scale, cached, cached_lse, key_bias, valid_keys, backend, lse_wanted)
+    run(out, lse, q, k, v, plan, factor, cached, cached_lse, key_bias, valid_keys, backend, lse_wanted)
     return out, lse
 
 

@@ -129,7 +129,7 @@ def measure(
 def break_even(
     tokens: int, width: int, heads: int, dtype: torch.dtype, backend: str, repeats: int
 ) -> dict[str, Any]:
-    """A row of break_even.json: the largest density, of those tried, that beats dense SDPA by MARGIN; else 0."""
+    """A row of break_even.json: the largest density tried that beats dense SDPA by MARGIN; else 0."""
     q, k, v = (torch.randn(1, tokens, heads, width).to(dtype) for _ in range(3))
     dense_q, dense_k, dense_v = (t.transpose(1, 2).contiguous() for t in (q, k, v))
     tried: dict[float, float] = {}

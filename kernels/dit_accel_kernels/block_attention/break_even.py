@@ -1,13 +1,13 @@
 """From which density on dense attention is faster than a backend: measured, stored, looked up.
 
-`break_even.json` beside this file ships what `scripts/bench_op.py --break-even --write` measured, and the same
-with `--keep` writes a user's own to the cache, which wins for the (backend, processor, dtype) that it holds.
+`break_even.json` beside this file ships what `scripts/bench_op.py --break-even --write` measured, and the
+same with `--keep` writes a user's own to the cache, which wins for each (backend, processor, dtype) in it.
 A row is {"backend", "processor", "dtype", "width", "tokens", "density", "over_sdpa"}: at `density` and below
 the backend was no slower than dense SDPA in SDPA's own layout; 1 is always, 0 never.
 
-Between measured tokens or head widths the smaller neighbour counts, beyond the greatest its value. A dtype that is
-not measured takes the least of those that are. Below the fewest tokens, and of other processors and devices,
-nothing is known: what a recipe asks for is done.
+Between measured tokens or head widths the smaller neighbour counts, beyond the greatest its value. A dtype
+that is not measured takes the least of those that are. Below the fewest tokens, and of other processors and
+devices, nothing is known: what a recipe asks for is done.
 """
 
 import functools
@@ -28,7 +28,7 @@ Row = Mapping[str, Any]
 
 
 def processor() -> str:
-    """What decides the speed of C and of SDPA here: the widest instructions in use, as build.LEVELS names them."""
+    """What decides the speed of C and of SDPA here: the instructions in use, a name of build.LEVELS."""
     try:
         return build.chosen_level()
     except build.BuildError:
@@ -77,7 +77,9 @@ def slower_than_dense(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, backend:
     limit = density(name, processor(), str(q.dtype)[6:], q.shape[3], min(plan.tokens))
     if limit is None or plan.density <= limit:
         return None
-    return f'density {plan.density:.2f} is slower than dense here: backend "{name}" breaks even at {limit:.2f}'
+    return (
+        f'density {plan.density:.2f} is slower than dense here: backend "{name}" breaks even at {limit:.2f}'
+    )
 
 
 def _at(rows: list[Row], width: int, tokens: int) -> float | None:

@@ -10,6 +10,9 @@ ragged ones are filled up, with keys that a bias hides.
 """
 
 import functools
+import os
+import shutil
+import sys
 import types
 import weakref
 from collections.abc import Callable
@@ -23,6 +26,7 @@ from dit_accel_kernels.block_attention.parts import bias_of
 from dit_accel_kernels.block_attention.plan import CACHED_LSE, EMITS, WITHOUT_LIST, BlockPlan, Kind
 from dit_accel_kernels.dispatch import BackendUnavailable
 
+WORTH_COMPILING = 512  # tokens: below, SDPA over gathered blocks takes some ms
 SIZES = (32, 64, 128)  # of blocks as Inductor's CPU template tiles them
 _failed: list[str] = []  # what a compilation said: it is not tried again at every call
 _known: "weakref.WeakKeyDictionary[BlockPlan, _Lists]" = weakref.WeakKeyDictionary()
@@ -45,17 +49,21 @@ def why_not(
     return _failed[0] if _failed else _no_compiler()
 
 
+def why_not_auto(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, lse_wanted: bool = True, **others: Any
+) -> str | None:
+    """As `why_not`, and not for so little work that compiling would take longer than all calls."""
+    if min(plan.tokens) < WORTH_COMPILING:
+        return f"fewer than {WORTH_COMPILING} tokens are not worth the seconds of compiling"
+    return why_not(q, k, v, plan, lse_wanted)
+
+
 @functools.cache
 def _no_compiler() -> str | None:
-    """Why Inductor has no C++ compiler, or None."""
-    try:
-        from torch._inductor.cpp_builder import get_cpp_compiler
-
-        get_cpp_compiler()
-    except ImportError:
-        return None  # a private name has moved: compiling will show
-    except Exception as error:
-        return f"Inductor finds no C++ compiler ($CXX, else g++): {str(error).splitlines()[0]}"
+    """Why Inductor has no C++ compiler, or None: it takes $CXX, else g++ (clang++ on a Mac)."""
+    asked = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if not shutil.which(asked.split()[0]):
+        return f'Inductor needs a C++ compiler, and "{asked}" ($CXX, else g++) is not installed'
     return None
 
 

@@ -117,7 +117,7 @@ def _runs(blocks: list[int], starts: list[int]) -> Runs:
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, runs: Runs, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Out [B, h, rows, D] and lse [B, h, rows] of q [B, h, rows, D] over some runs of k and v [B, h, Nk, D]."""
+    """Out [B, h, rows, D], lse [B, h, rows] of q [B, h, rows, D] over some runs of k, v [B, h, Nk, D]."""
     if not runs:
         return torch.zeros_like(q), torch.full(q.shape[:3], float("-inf"), dtype=torch.float32)
     k, v = _gather(k, runs), _gather(v, runs)

@@ -44,7 +44,8 @@ def block_attention_op(
 
 @block_attention_op.register_fake
 def _(
-    out, lse, q, k, v, plan, kinds, numbers, scale, cached, cached_lse, key_bias, valid_keys, backend, lse_wanted
+    out, lse, q, k, v, plan, kinds, numbers, scale, cached, cached_lse, key_bias, valid_keys, backend,
+    lse_wanted,
 ):  # fmt: skip
     """Nothing is returned, so nothing has a shape to be told."""
 

@@ -1,4 +1,4 @@
-"""Pieces of the op's meaning in plain PyTorch: `reference` is made of them, other backends use what they need."""
+"""Pieces of the op's meaning in plain PyTorch: `reference` is made of them, other backends borrow some."""
 
 import torch
 from torch import Tensor
