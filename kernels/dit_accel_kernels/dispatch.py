@@ -2,7 +2,8 @@
 
 A backend is a module `<op>/<backend>.py` with a function of the op's name and a `why_not(**tensors)` that
 returns None, or the reason why it cannot take these tensors: the log line, the report and the error. A
-backend that may be asked for before it may be chosen has a `why_not_auto(**tensors)` too, which is what `auto` asks.
+backend that may be asked for before it may be chosen has a `why_not_auto(**tensors)` too, which is what
+`auto` asks.
 """
 
 import functools

@@ -18,7 +18,7 @@ def row(tokens, density, width=64, dtype="float32", backend="cpu", processor=Non
 @pytest.fixture
 def measured(monkeypatch, tmp_path):
     """Put rows into the shipped table, and nothing of this user's."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(break_even, "own_file", lambda: tmp_path / "own.json")
     monkeypatch.setattr(break_even, "SHIPPED", tmp_path / "break_even.json")
 
     def put(*rows, file=None):
