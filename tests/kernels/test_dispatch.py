@@ -1,9 +1,11 @@
 """Which backend runs, and what is said when one cannot."""
 
 import logging
+import warnings
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from dit_accel_kernels import dispatch
 from dit_accel_kernels.masked_attention import reference
@@ -66,3 +68,23 @@ def test_a_failed_import_is_the_reason(monkeypatch):
     monkeypatch.setattr(dispatch, "_load", dispatch._load.__wrapped__)
 
     assert dispatch.why_not("masked_attention", "reference") == "it cannot be imported: libcuda.so is missing"
+
+
+def test_a_backend_may_be_asked_for_before_it_may_be_chosen(monkeypatch):
+    shy = SimpleNamespace(
+        why_not=lambda **tensors: None, why_not_auto=lambda **tensors: "not yet", masked_attention=print
+    )
+    monkeypatch.setattr(dispatch, "backends", lambda op: ("cuda", "reference"))
+    monkeypatch.setattr(dispatch, "_load", lambda op, name: shy if name == "cuda" else reference)
+    assert dispatch.choose("masked_attention") == "reference"
+    assert dispatch.choose("masked_attention", "cuda") == "cuda"
+
+
+def test_a_backend_for_this_device_that_is_passed_over_is_a_warning(slow_gpu):
+    there, here = SimpleNamespace(device=SimpleNamespace(type="cuda")), torch.zeros(1)
+    with pytest.warns(UserWarning, match='slower backend "reference" here. cuda: there is no GPU'):
+        dispatch.select("masked_attention", q=there)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dispatch.select("masked_attention", q=there)  # once
+        dispatch.select("masked_attention", q=here)  # no GPU is missed where tensors are on a CPU
