@@ -43,11 +43,12 @@ class Handle:
         return self._session.report()
 
     def explain(self) -> str:
-        """The plan as a picture in text."""
+        """The plan as a picture in text, and what came of it in the last run."""
         current = self.plan
         if current is None:
             return f"recipe {self.recipe.name}: the plan is made when a run starts; run the pipeline once"
-        return current.explain()
+        happened = self.report().notes[len(current.notes) :]
+        return "\n".join([current.explain(), *happened])
 
     def restore(self) -> None:
         """Undo everything; the pipeline gives bit-equal output to before. Calling it twice is harmless."""

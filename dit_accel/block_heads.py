@@ -130,7 +130,7 @@ def _call(tokens: Tokens, groups: Sequence[Group], out: Tensor, leading: bool) -
     cached, cached_lse = _cached(tokens.q, groups, kinds)
     block_attention(
         tokens.q, tokens.k, tokens.v, plan, scale=tokens.scale, cached=cached, cached_lse=cached_lse,
-        key_bias=tokens.bias, out=out,
+        key_bias=tokens.bias, out=out, lse_wanted=False,  # where a kind keeps one it is in cached_lse
     )  # fmt: skip
     for heads, part in groups:
         if part.keep is not None and part.kind in EMITS:
@@ -138,6 +138,13 @@ def _call(tokens: Tokens, groups: Sequence[Group], out: Tensor, leading: bool) -
             slots = _slots(kinds, heads)
             lse = None if cached_lse is None else cached_lse[:, :, slots]
             part.keep(cached[:, :, slots], lse)
+
+
+def plan_alone(tokens: Tokens, near: Near, kind: Kind) -> BlockPlan:
+    """The plan if all heads did the same."""
+    heads, leading = tokens.q.shape[2], tokens.text_first and tokens.brick is not None
+    of_heads = (kind,) * heads, (0,) * heads
+    return _plan(tokens.grid, tokens.num_text, leading, (near,), *of_heads, tokens.q.device)
 
 
 def _cached(q: Tensor, groups: Sequence[Group], kinds: Sequence[Kind]) -> tuple[Tensor | None, Tensor | None]:

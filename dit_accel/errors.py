@@ -28,6 +28,10 @@ class Unmet(DitAccelError):
     """A method cannot run at this visit; the message completes "X ran dense where M was planned: ..."."""
 
 
+class Slower(DitAccelError):
+    """A method would be slower than the model's own attention; the message completes "M runs dense: ..."."""
+
+
 class MemoryBound(DitAccelError):
     """The memory a recipe would keep is over the bound it states."""
 

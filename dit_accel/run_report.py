@@ -58,7 +58,10 @@ class Report:
 
 
 def method_name(method: Any) -> str:
-    """The word a recipe uses for a method object; None is the model's own computation."""
+    """The word a recipe uses for a method object, or what it says itself that it is counted as."""
+    counted_as = getattr(method, "counted_as", None)
+    if counted_as:
+        return counted_as
     words = "".join(f"_{c.lower()}" if c.isupper() else c for c in type(method).__name__)
     return words.lstrip("_")
 

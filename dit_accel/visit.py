@@ -10,7 +10,7 @@ from torch import Tensor
 from dit_accel import block_heads
 from dit_accel.block_heads import Part, Tokens
 from dit_accel.bricks import Grid
-from dit_accel.errors import MissingAnchor, Unmet
+from dit_accel.errors import MissingAnchor, Slower, Unmet
 from dit_accel.plan import Key
 from dit_accel.run_report import method_name
 from dit_accel.session import Session
@@ -188,7 +188,7 @@ class _Call:
             if hasattr(method, "part"):
                 try:
                     part = method.part(self._visit(heads))
-                except (MissingAnchor, Unmet) as reason:
+                except (MissingAnchor, Slower, Unmet) as reason:
                     self._fall_back(method, heads, reason, books)
                     method = None
             if part is None:
@@ -208,16 +208,19 @@ class _Call:
                 out = method.attend(visit)
                 books.served(method, heads)
                 return out
-            except (MissingAnchor, Unmet) as reason:
+            except (MissingAnchor, Slower, Unmet) as reason:
                 self._fall_back(method, heads, reason, books)
         books.served(None, heads)
         return visit.dense()
 
     def _fall_back(self, method: Any, heads: list[int], reason: Exception, books: "_Books") -> None:
-        self.session.fallback(f"ran dense where {method_name(method)} was planned: {reason}", self.key[1])
-        books.fell_back.extend(heads)
         for head in heads:
             books.letters[head] = ALONE
+        if isinstance(reason, Slower):  # exact and faster is no failure: strict does not mind
+            self.session.note_once(f"{method_name(method)} runs dense: {reason}", self.key[1])
+            return
+        self.session.fallback(f"ran dense where {method_name(method)} was planned: {reason}", self.key[1])
+        books.fell_back.extend(heads)
 
     def _visit(self, heads: Sequence[int]) -> AttentionVisit:
         """Some heads of this call, as a method sees them."""

@@ -1,9 +1,13 @@
 """Measure an op beside its rivals and write JSON: ms, ratio to dense SDPA, GFLOP/s on what was executed.
 
 python scripts/bench_op.py block_attention --json -
-python scripts/bench_op.py block_attention --break-even --tokens 4096 --json out.json
+python scripts/bench_op.py block_attention --break-even --backend cpu --tokens 512 --tokens 4096 --keep
+
+--break-even finds the density from which on dense SDPA is faster: --keep writes it to your cache, where
+`auto` looks first, --write to the file that the package ships.
 """
 
+import itertools
 import json
 import platform
 from pathlib import Path
@@ -13,6 +17,7 @@ import torch
 import typer
 
 from dit_accel_kernels.block_attention import bench
+from dit_accel_kernels.block_attention.break_even import SHIPPED, own_file, store
 
 OPS = ("block_attention",)
 Numbers = Annotated[list[int] | None, typer.Option()]
@@ -21,7 +26,7 @@ Numbers = Annotated[list[int] | None, typer.Option()]
 def main(
     op: str,
     json_to: Annotated[str, typer.Option("--json", help="a file, or - for the terminal")] = "-",
-    tokens: int = 4096,
+    tokens: Numbers = None,
     width: Numbers = None,
     heads: int = 8,
     dtype: Annotated[list[str] | None, typer.Option()] = None,
@@ -32,17 +37,28 @@ def main(
     break_even: Annotated[
         bool, typer.Option("--break-even", help="find the density that beats SDPA")
     ] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="for this user")] = False,
+    write: Annotated[bool, typer.Option("--write", help="for everybody")] = False,
 ) -> None:
-    """Widths 64 and 128 and dtypes float32 and bfloat16 unless named."""
+    """4096 tokens, widths 64 and 128 and dtypes float32 and bfloat16 unless named."""
+    if break_even and backend == "auto":
+        raise typer.BadParameter("--break-even is of one backend: name it with --backend")
     if op not in OPS:
         raise typer.BadParameter(f"{op} is not measured here, only {', '.join(OPS)}")
     torch.manual_seed(0)
     torch.set_num_threads(threads)
     rows = []
-    for name in dtype or ["float32", "bfloat16"]:
-        for d in width or [64, 128]:
-            shape = tokens, d, heads, getattr(torch, name), backend, repeats
-            rows += [bench.break_even(*shape)] if break_even else bench.measure(*shape, flex)
+    for name, d, n in itertools.product(
+        dtype or ["float32", "bfloat16"], width or [64, 128], tokens or [4096]
+    ):
+        shape = n, d, heads, getattr(torch, name), backend, repeats
+        if not break_even:
+            rows += bench.measure(*shape, flex)
+            continue
+        rows.append(bench.break_even(*shape))
+        for wanted, file in ((keep, own_file), (write, lambda: SHIPPED)):
+            if wanted:  # after each case: a long list may be cut short
+                store(rows[-1:], file())
     about = {"op": op, "threads": threads, "torch": torch.__version__, "processor": platform.processor()}
     text = json.dumps({**about, "rows": rows}, indent=1)
     if json_to == "-":

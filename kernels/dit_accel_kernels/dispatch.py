@@ -1,8 +1,9 @@
 """Choose the backend of an op: the fastest one that can run, or the one that was asked for.
 
 A backend is a module `<op>/<backend>.py` with a function of the op's name and a `why_not(**tensors)` that
-returns None, or the reason why it cannot take these tensors: the log line, the report and the error. One that
-may be asked for before it may be chosen has a `why_not_auto(**tensors)` too, which is what `auto` asks.
+returns None, or the reason why it cannot take these tensors: the log line, the report and the error. A
+backend that may be asked for before it may be chosen has a `why_not_auto(**tensors)` too, which is what
+`auto` asks.
 """
 
 import functools
@@ -10,13 +11,22 @@ import importlib
 import importlib.util
 import logging
 import os
+import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 log = logging.getLogger("dit_accel_kernels")
 
-BACKENDS = ("cuda", "triton", "cpu", "gathered", "reference")  # the order in which "auto" tries them
+# the order in which "auto" tries them, and the devices that they are for; None is any
+BACKENDS = {
+    "cuda": "cuda",
+    "triton": "cuda",
+    "cpu": "cpu",
+    "flex": "cpu",
+    "gathered": "cpu",
+    "reference": None,
+}
 
 
 class BackendUnavailable(RuntimeError):
@@ -37,6 +47,11 @@ def why_not(op: str, backend: str, **tensors: Any) -> str | None:
 
 def select(op: str, backend: str = "auto", **tensors: Any) -> Callable[..., Any]:
     """The function that runs an op on these tensors; `auto` is DIT_ACCEL_BACKEND if set, else the fastest."""
+    return getattr(_load(op, choose(op, backend, **tensors)), op)
+
+
+def choose(op: str, backend: str = "auto", **tensors: Any) -> str:
+    """The name of the backend that runs an op on these tensors. Raises BackendUnavailable."""
     if backend == "auto":
         backend = os.environ.get("DIT_ACCEL_BACKEND", "auto")
     if backend == "auto":
@@ -52,15 +67,19 @@ def select(op: str, backend: str = "auto", **tensors: Any) -> Callable[..., Any]
             f'{op}: backend "{backend}" was asked for and cannot run: {reason}. '
             'Use backend="auto" to let dit_accel choose.'
         )
-    return getattr(_load(op, backend), op)
+    return backend
 
 
-def _fastest(op: str, tensors: dict[str, Any]) -> Callable[..., Any]:
+def _fastest(op: str, tensors: dict[str, Any]) -> str:
+    passed_over: list[tuple[str, str]] = []
     for name in backends(op):
         reason = _why_not_chosen(op, name, tensors)
         if reason is None:
-            return getattr(_load(op, name), op)
-        _say_once(op, name, reason)
+            if passed_over:
+                device = tensors["q"].device.type if "q" in tensors else None
+                _say_once(op, name, device, tuple(passed_over))
+            return name
+        passed_over.append((name, reason))
     raise BackendUnavailable(f"{op}: no backend can take these tensors; `why_not` tells the reason of each")
 
 
@@ -81,5 +100,14 @@ def _load(op: str, backend: str) -> ModuleType | str:
 
 
 @functools.cache
-def _say_once(op: str, backend: str, reason: str) -> None:
-    log.info("%s: backend %s is passed over: %s", op, backend, reason)
+def _say_once(op: str, taken: str, device: str | None, passed_over: tuple[tuple[str, str], ...]) -> None:
+    """A warning where a backend for this very device is passed over, else a log line."""
+    for name, reason in passed_over:
+        log.info("%s: backend %s is passed over: %s", op, name, reason)
+    missed = [f"{name}: {reason}" for name, reason in passed_over if BACKENDS[name] == device is not None]
+    if missed:
+        warnings.warn(
+            f'{op} runs on its slower backend "{taken}" here. {"; ".join(missed)}. '
+            "DIT_ACCEL_BACKEND names a backend that must run.",
+            stacklevel=4,
+        )

@@ -23,6 +23,7 @@ class Case:
     density: float = 0.5
     starts: tuple[list[int], list[int]] | None = None  # ragged blocks anywhere
     bias: bool = False
+    padded: bool = False  # the bias hides keys 150 and on, and every key of the last sample
     valid: tuple[int, ...] | None = None
     strided: bool = False
     options: dict = field(default_factory=dict)
@@ -46,6 +47,11 @@ CASES = {
         (333, 333), 64, starts=([0, 128, 200, 328, 333], [0, 128, 200, 328, 333]), valid=(330, 205), batch=2
     ),
     "bias": Case((130, 200), 64, ALL_KINDS, bias=True),
+    "bias_padding": Case((130, 200), 64, ALL_KINDS, batch=3, bias=True, padded=True),
+    "padding_of_all_heads": Case((130, 200), 64, (Kind.ATTEND,) * 2, batch=2, padded=True),
+    "without_lse": Case(
+        (391, 391), 64, (Kind.ATTEND, Kind.COPY, Kind.SKIP, Kind.ADD) * 2, batch=2, valid=(391, 100)
+    ),
     "all_kinds": Case((391, 391), 64, ALL_KINDS * 2, batch=2),
     "all_kinds_strided": Case((260, 391), 128, ALL_KINDS, batch=2, strided=True),
     "all_kinds_lengths": Case((391, 391), 96, ALL_KINDS, batch=2, valid=(391, 100)),
@@ -88,6 +94,8 @@ def make(case: Case, dtype: torch.dtype, seed: int = 0) -> Call:
     if case.valid:
         for sample, valid in enumerate(case.valid):
             k[sample, valid:] = v[sample, valid:] = NAN
+    if case.padded:
+        k[:, 150:] = v[:, 150:] = k[-1] = v[-1] = NAN
     return Call(q, k, v, plan, tokens(near), tokens(~near), options)
 
 
@@ -121,6 +129,11 @@ def _options(case, plan, dtype, generator, seed):
         options["out"] = out
     if case.bias:
         options["key_bias"] = torch.rand(1, plan.num_heads, nk, generator=generator).mul(5).log()
+    if case.padded:
+        heads = plan.num_heads if case.bias else 1
+        padding = torch.zeros(B, heads, nk)
+        padding[:, :, 150:] = padding[-1] = float("-inf")
+        options["key_bias"] = options.get("key_bias", 0) + padding
     if case.valid:
         options["valid_keys"] = torch.tensor(case.valid, dtype=torch.int32)
     return options
@@ -158,7 +171,7 @@ def by_definition(call: Call) -> dict[str, torch.Tensor]:
 
 def _softmax(call, keep):
     batch = call.q.shape[0]
-    q, k, v = (t.double() for t in (call.q, call.k, call.v))
+    q, k, v = call.q.double(), call.k.double(), call.v.double()
     k, v = (t.expand(batch, -1, -1, -1) for t in (k, v))
     scores = torch.einsum("bihd,bjhd->bhij", q, k) * q.shape[-1] ** -0.5
     if "key_bias" in call.options:
@@ -166,6 +179,8 @@ def _softmax(call, keep):
     seen = keep[None].expand(batch, -1, -1, -1).clone()
     for sample, valid in enumerate(call.options.get("valid_keys", [])):
         seen[sample, :, :, valid:] = False
+    if "key_bias" in call.options:
+        seen &= call.options["key_bias"][:, :, None] > float("-inf")
     scores = scores.masked_fill(~seen, float("-inf"))
     lse = scores.logsumexp(-1)  # [B, H, Nq]
     weights = torch.where(lse[..., None].isfinite(), (scores - lse[..., None]).exp(), 0.0)

@@ -5,8 +5,9 @@ import torch
 
 from dit_accel_kernels import build
 from dit_accel_kernels.block_attention import Kind, block_attention, cpu, plan_blocks, starts_of
+from tests.kernels import test_block_attention as every_backend
 from tests.kernels.block_cases import ALL_KINDS, CASES, Case, make
-from tests.kernels.test_block_attention import run, test_every_backend_is_as_accurate_as_plain_torch
+from tests.kernels.test_block_attention import run
 
 SOME = ("odd", "cross_short_keys", "ragged_inside", "bias", "all_kinds_lengths", "all_kinds_strided")
 
@@ -31,7 +32,7 @@ def test_narrower_builds_are_as_accurate(level, dtype, case, monkeypatch):
     if level not in build.levels():
         pytest.skip(f"this processor has no {level}")
     monkeypatch.setenv("DIT_ACCEL_CPU_LEVEL", level)
-    test_every_backend_is_as_accurate_as_plain_torch("cpu", dtype, case)
+    every_backend.test_every_backend_is_as_accurate_as_plain_torch("cpu", dtype, case)
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["torch's threads", "own threads"])

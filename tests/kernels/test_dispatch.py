@@ -1,9 +1,11 @@
 """Which backend runs, and what is said when one cannot."""
 
 import logging
+import warnings
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from dit_accel_kernels import dispatch
 from dit_accel_kernels.masked_attention import reference
@@ -79,3 +81,13 @@ def test_auto_passes_over_what_may_only_be_asked_for(slow_gpu, monkeypatch):
     assert dispatch.select("masked_attention", "cuda") is run
     unverified.why_not_auto = lambda **tensors: None
     assert dispatch.select("masked_attention") is run
+
+
+def test_a_backend_for_this_device_that_is_passed_over_is_a_warning(slow_gpu):
+    there, here = SimpleNamespace(device=SimpleNamespace(type="cuda")), torch.zeros(1)
+    with pytest.warns(UserWarning, match='slower backend "reference" here. cuda: there is no GPU'):
+        dispatch.select("masked_attention", q=there)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dispatch.select("masked_attention", q=there)  # once
+        dispatch.select("masked_attention", q=here)  # no GPU is missed where tensors are on a CPU

@@ -10,10 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from dit_accel import block_heads
 from dit_accel.block_heads import Near, Part, Rules
 from dit_accel.bricks import Grid
-from dit_accel.errors import Unmet
+from dit_accel.errors import Slower, Unmet
 from dit_accel.visit import AttentionVisit
+from dit_accel_kernels.block_attention import Kind
+from dit_accel_kernels.block_attention.break_even import slower_than_dense
 
 LOCAL = "its tokens are put in brick order and back at every call"
 
@@ -82,13 +85,18 @@ class Anchored:
         return self.near.brick_on(grid)
 
 
-def check(visit: AttentionVisit, near: Near) -> None:
-    """Raise Unmet where the sequence is no grid plus text, a mask differs from query to query, or gradients
-    are wanted; note where the tokens have to be put in brick order for this call alone."""
+def check(visit: AttentionVisit, near: Near, kind: Kind = Kind.ATTEND) -> None:
+    """What can be known before a call; note where tokens have to be put in brick order for this call alone.
+
+    Raises Unmet where the sequence is no grid plus text, a mask differs from query to query, or gradients are
+    wanted; Slower where the lists are so long that dense attention is faster.
+    """
     if visit.brick not in (None, near.brick_on(visit.grid)):
         raise Unmet(f"its tokens stand in bricks of {visit.brick}, its blocks are other bricks")
     if torch.is_grad_enabled() and any(x.requires_grad for x in (visit.q, visit.k, visit.v)):
         raise Unmet("block_attention has no backward and gradients are wanted")
-    visit.key_bias()
+    plan = block_heads.plan_alone(visit.tokens(), near, kind)
+    if reason := slower_than_dense(visit.q, visit.k, visit.v, plan):
+        raise Slower(reason)
     if visit.brick is None:
         visit.note(LOCAL)

@@ -30,12 +30,12 @@ class Residual(Anchored):
 
     def part(self, visit: AttentionVisit) -> Part:
         """Near blocks, and the residual of the anchor added; MissingAnchor without one."""
-        check(visit, self.near)
+        check(visit, self.near, Kind.ADD)
         return Part(self.near, Kind.ADD, visit.recall(RESIDUAL, self.max_age))
 
     def anchor_part(self, visit: AttentionVisit) -> Part:
         """Full attention; the residual is left behind without attending anything twice."""
-        check(visit, self.near)
+        check(visit, self.near, Kind.EMIT_RESIDUAL)
 
         def keep(missed: Tensor, _: Tensor | None) -> None:
             visit.keep(RESIDUAL, missed)

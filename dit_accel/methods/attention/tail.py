@@ -30,13 +30,13 @@ class Tail(Anchored):
 
     def part(self, visit: AttentionVisit) -> Part:
         """Near blocks, merged with the far part of the anchor; MissingAnchor without one."""
-        check(visit, self.near)
+        check(visit, self.near, Kind.MERGE)
         far, far_lse = visit.recall(TAIL, self.max_age), visit.recall(TAIL_LSE, self.max_age)
         return Part(self.near, Kind.MERGE, far, far_lse.squeeze(3))
 
     def anchor_part(self, visit: AttentionVisit) -> Part:
         """Full attention; the far part is left behind without attending anything twice."""
-        check(visit, self.near)
+        check(visit, self.near, Kind.EMIT_TAIL)
 
         def keep(far: Tensor, far_lse: Tensor | None) -> None:
             assert far_lse is not None

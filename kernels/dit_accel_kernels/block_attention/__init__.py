@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 
 from dit_accel_kernels.block_attention.merge import merge
-from dit_accel_kernels.block_attention.op import block_attention_op, numbers_of
+from dit_accel_kernels.block_attention.op import block_attention_op, numbers_of, run
 from dit_accel_kernels.block_attention.plan import CACHED_LSE, BlockPlan, Kind, plan_blocks, starts_of
-from dit_accel_kernels.dispatch import select
 
 __all__ = ["BlockPlan", "Kind", "block_attention", "merge", "plan_blocks", "starts_of"]
 
@@ -43,6 +42,7 @@ def block_attention(
     valid_keys: Tensor | None = None,  # [B] int32: a sample's own number of keys
     out: Tensor | None = None,  # [B, Nq, H, D] to write into; heads of kind SKIP need it
     backend: str = "auto",
+    lse_wanted: bool = True,  # without it more backends can serve, and what is returned as lse means nothing
 ) -> tuple[
     Tensor, Tensor
 ]:  # out [B, Nq, H, D] in the dtype of q; lse [B, Nq, H] in float32 (float64 for float64)
@@ -55,14 +55,12 @@ def block_attention(
     lse = torch.full(q.shape[:3], float("-inf"), dtype=lse_dtype, device=q.device)
     if out is None:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    factor: float = q.shape[-1] ** -0.5 if scale is None else scale
     if torch.compiler.is_compiling():  # the operator chooses the backend when it runs
-        rest = scale, cached, cached_lse, key_bias, valid_keys, backend
+        rest = factor, cached, cached_lse, key_bias, valid_keys, backend, lse_wanted
         block_attention_op(out, lse, q, k, v, *numbers_of(plan), *rest)
         return out, lse
-    tensors = {"q": q, "k": k, "v": v, "plan": plan, "key_bias": key_bias, "out": out}
-    run = select("block_attention", backend, **tensors, cached=cached, cached_lse=cached_lse)
-    run(out, lse, q, k, v, plan, scale, cached, cached_lse, key_bias, valid_keys)
+    run(out, lse, q, k, v, plan, factor, cached, cached_lse, key_bias, valid_keys, backend, lse_wanted)
     return out, lse
 
 
