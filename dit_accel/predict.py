@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dit_accel.plan import Key, Plan
 from dit_accel.session import Forward, Session
-from dit_accel.spans import uses_current_gates
+from dit_accel.spans import gates_in_use
 from dit_accel.timeline import DIFFERENCE, OUT, SHARED, TAIL_LSE, Track
 
 LSE_BYTES = 4  # float32 in every dtype of the model
@@ -75,10 +75,12 @@ class _Predictor:
         span = self.plan.spans.get(key)
         total = 0
         for branch, name, _, samples in self._slots(track):
-            if span is not None and name == OUT and uses_current_gates(track, branch):
-                total += samples * sum(self._recorded(block) for block in span.blocks)
-            elif span is not None:
-                total += samples * self._streams() * self._channels(span.blocks[0])
+            if span is not None:
+                gates = gates_in_use(track, branch) if name == OUT else set()
+                if "current" in gates:
+                    total += samples * sum(self._recorded(block) for block in span.blocks)
+                if gates != {"current"}:
+                    total += samples * self._streams() * self._channels(span.blocks[0])
             else:
                 text = self.text if key[1] in self.denoiser.self_attention else 0
                 total += samples * (self.at.visual + text) * self._channels(key[1])

@@ -63,7 +63,7 @@ class _State:
     residual: Streams  # what is added; () if it can only be derived at the last block
     method: Any
     planned: bool  # whether running was the plan
-    current: bool  # sublayer outputs are recorded, to be replayed with a later step's gates
+    gates: set[str]  # of the branch's reuses: for "current" ones sublayer outputs are recorded
 
 
 def _branch(session: Session, member: Member, track: Track, branch: str, call: BlockCall) -> Streams:
@@ -93,18 +93,18 @@ def _open(session: Session, member: Member, track: Track, branch: str, streams: 
     pending = branch == "uncond" and cond is not None  # a batched pair: cond's last block is yet to come
     shapes = [stream.shape for stream in streams]
     entry, value = units.decide(session, member.key, track, branch, shapes, cond_pending=pending)
-    current = uses_current_gates(track, branch)
+    gates = gates_in_use(track, branch)
     method = entry.groups[0][0]
     if value is None:
-        return _State("compute", streams, (), method, entry.computes, current)
+        return _State("compute", streams, (), method, entry.computes, gates)
     answer = "replay" if getattr(method, "gates", None) == "current" else "add"
-    return _State(answer, streams, value, method, True, current)
+    return _State(answer, streams, value, method, True, gates)
 
 
-def uses_current_gates(track: Track, branch: str) -> bool:
-    """Whether some step of this branch replays stored sublayer outputs."""
+def gates_in_use(track: Track, branch: str) -> set[str]:
+    """Whose gates reuses of this branch have: "current" replays sublayers, "stored" adds a residual."""
     entries = track.entries["cond" if branch == "both" else branch]
-    return any(getattr(e.groups[0][0], "gates", None) == "current" for e in entries)
+    return {e.groups[0][0].gates for e in entries if hasattr(e.groups[0][0], "gates")}
 
 
 def _must_keep(track: Track, branch: str, session: Session, state: _State, name: str) -> bool:
@@ -117,7 +117,7 @@ def _must_keep(track: Track, branch: str, session: Session, state: _State, name:
 def _run(
     session: Session, member: Member, track: Track, branch: str, call: BlockCall, state: _State
 ) -> Streams:
-    if not (state.current and _must_keep(track, branch, session, state, OUT)):
+    if not ("current" in state.gates and _must_keep(track, branch, session, state, OUT)):
         return call.run(call.streams)
     assert session.at is not None
     out, sublayers = call.record(call.streams)
@@ -130,9 +130,9 @@ def _run(
 def _keep_residual(
     session: Session, member: Member, track: Track, branch: str, residual: Streams, state: _State
 ) -> None:
-    """Spans that replay keep an empty residual as the mark of a complete recording."""
+    """Spans that only replay keep an empty residual as the mark of a complete recording."""
     planned = state.planned
-    if state.current:
+    if state.gates == {"current"}:
         units.keep(session, member.key, track, branch, (), planned, names=(OUT,))
         units.keep(session, member.key, track, branch, residual, planned, names=(SHARED, DIFFERENCE))
     else:

@@ -83,6 +83,7 @@ ROWS: dict[str, Row] = {
         Row("reuse module", _timeline("1.{attn}", "CrCrrCrrC"), "reuse"),
         Row("reuse span, current gates", _timeline("1-2", "CrrCrrCrC"), "reuse"),
         Row("reuse span, stored gates", _timeline("1-2", "CRRCRRCRC"), "reuse"),
+        Row("reuse span, gates of both kinds", _timeline("1-2", "CrRCRrCrC"), "reuse"),
         Row("reuse all blocks", '[timeline.both]\n"*" = "CCRCRCRRC"\n', "reuse"),
         Row(
             "reuse on uncond only", '[timeline.uncond]\n"{blocks}.0-1" = "CrrCrrCrC"\n', "reuse",
