@@ -117,7 +117,8 @@ def test_the_cuda_slices_run(suite_module: ModuleType, capsys):
     assert cases["integers D=128 torch.bfloat16"]() == "exact"
     assert cases["ragged_inside D=64 torch.float16"]() == "within the budget"
     assert cases["long D=64"]() == "within the budget"
-    assert cases["record"]() == "54 checks; a rehearsal verifies nothing" and len(cases) == 55
+    checks = len(cases) - 1
+    assert cases["record"]() == f"{checks} checks; a rehearsal verifies nothing" and checks > 50
     assert dict(cuda.tune(suite))["D=64"]().startswith("width 64: ")
     assert [build.stages for build in cuda.candidates(64)] == [1, 2, 3, 4, 5]
     assert [build.stages for build in cuda.candidates(128)] == [1, 2]
