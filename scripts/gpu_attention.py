@@ -1,6 +1,6 @@
 """block_attention on a device: is it right, which tiles are fastest, what does it reach beside its rivals.
 
-Three slices of scripts/gpu_suite.py; a rehearsal runs them on a CPU with the reference in place of Triton.
+Four slices of scripts/gpu_suite.py; a rehearsal runs them on a CPU with the reference in place of Triton.
 TFLOP/s count the block pairs that are attended, 4 * 128 * 128 * D operations each, and no masked ones.
 """
 
@@ -19,7 +19,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from dit_accel.testing import assert_as_accurate_as
+from dit_accel_kernels import verified
 from dit_accel_kernels.block_attention import BlockPlan, Kind, block_attention, plan_blocks, starts_of
+from dit_accel_kernels.block_attention import bench as op_bench
+from dit_accel_kernels.block_attention.break_even import store
 from dit_accel_kernels.block_attention.triton_configs import Config, architecture
 from tests.kernels.block_cases import CASES, Call, by_definition, by_torch, make
 
@@ -161,6 +164,35 @@ def bench_tiles(suite: Any) -> str:
         "fastvideo_sta": lambda: sliding_tile_attention(*theirs, windows, 0, False, "36x48x48"),
     } | dense_rows(q, k, v)
     return report(suite, "sliding tiles", seconds(suite, rows), plan, (tokens, heads, width))
+
+
+def break_even(suite: Any) -> Iterator[Case]:
+    """Up to which density each backend is faster than dense; `auto` reads what this writes."""
+    backends = ["triton", *(["cuda"] if _cuda_is_verified(suite) else [])]
+    widths, tokens = (
+        ((64,), (256,)) if suite.rehearse else ((64, 128), (1024, 2048, 4096, 8192, 16384, 32768))
+    )
+    for backend, width, n in itertools.product(backends, widths, tokens):
+        label = f"{backend} D={width} {n} tokens"
+        yield label, functools.partial(break_even_at, replace(suite, backend=backend), width, n)
+
+
+def break_even_at(suite: Any, width: int, tokens: int) -> str:
+    """One row of break_even.json, in bfloat16; a rehearsal writes none."""
+    shape = tokens, width, 2 if suite.rehearse else 16, torch.bfloat16, backend_of(suite)
+    row = op_bench.break_even(*shape, 2 if suite.rehearse else RUNS, suite.device)
+    if not suite.rehearse:
+        store([row], suite.break_even)
+    return f"{row['density']:g}; speed over SDPA by density {row['over_sdpa']}"
+
+
+def _cuda_is_verified(suite: Any) -> bool:
+    if suite.rehearse:
+        return False
+    from dit_accel_kernels.block_attention.cuda_builds import numerics_hash
+
+    arch = "sm_{}{}".format(*torch.cuda.get_device_capability(suite.device))
+    return verified.why_unverified("block_attention.cuda", arch, numerics_hash(), suite.verified) is None
 
 
 def tile_windows(grid: tuple[int, int, int], extent: int) -> Tensor:

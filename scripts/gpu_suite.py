@@ -10,6 +10,7 @@ models    real sizes, random weights: time and memory of dense, neutral and reus
 attention        block_attention in Triton: every case of its tests, long sequences, against float64
 attention-tune   its fastest tiles for each head width, to be written into triton_configs.json
 attention-bench  its TFLOP/s at 32k tokens beside cuDNN, flash, flex_attention and fastvideo-kernel
+attention-break-even  up to which density it beats dense, written into break_even.json; after `cuda`
 cuda             block_attention's Hopper kernel: the same checks; writes what lets `auto` choose it
 cuda-tune        its fastest number of stages, to be written into cuda_builds.py
 cuda-bench       its TFLOP/s, beside the same rivals and Triton
@@ -51,6 +52,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # a script's own folder is on the path, its checkout is not
 
 from dit_accel_kernels import verified  # noqa: E402
+from dit_accel_kernels.block_attention.break_even import SHIPPED  # noqa: E402
 from scripts import gpu_attention, gpu_cuda  # noqa: E402
 
 STEPS = 12  # over the limit under which reuse is refused (dit_accel.plan.FEW_STEPS)
@@ -93,6 +95,7 @@ class Suite:
     rehearse: bool = False
     backend: str = "triton"  # of block_attention, for the slices that are about one
     verified: Path = verified.FILE  # where a slice that proves a kernel says so
+    break_even: Path = SHIPPED  # where the densities go up to which a backend beats dense
     lines: list[dict[str, Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
@@ -302,6 +305,7 @@ SLICES: dict[str, Callable[[Suite], Iterator[Case]]] = {
     "cuda": gpu_cuda.correct,
     "cuda-tune": gpu_cuda.tune,
     "cuda-bench": gpu_cuda.bench,
+    "attention-break-even": gpu_attention.break_even,
     "toys": toys,
     "models": models,
 }

@@ -84,6 +84,14 @@ def test_the_attention_slices_run_and_record_what_they_measure(suite_module: Mod
     assert all(line["what"] == "op" and line["seconds"] > 0 for line in suite.lines)
 
 
+def test_break_even_densities_are_measured_and_a_rehearsal_writes_none(suite_module, tmp_path: Path):
+    suite = rehearsal(suite_module)
+    suite.break_even = tmp_path / "break_even.json"
+    cases = dict(suite_module.gpu_attention.break_even(suite))
+    assert "speed over SDPA by density {'1.0': " in cases["triton D=64 256 tokens"]()
+    assert not suite.break_even.exists()
+
+
 def test_a_wrong_result_fails_the_attention_slice(suite_module: ModuleType, monkeypatch):
     attention, suite = suite_module.gpu_attention, rehearsal(suite_module)
     right = attention.on_device

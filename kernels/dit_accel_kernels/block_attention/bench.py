@@ -4,6 +4,7 @@ All rivals of a case run in turn in every repeat, so that a machine that slows d
 are medians. A window of consecutive key blocks stands for every list: contents do not change the work.
 """
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dit_accel_kernels.block_attention import Kind, block_attention, plan_blocks, starts_of
-from dit_accel_kernels.block_attention.break_even import processor
+from dit_accel_kernels.block_attention.break_even import CPU, processor
 from dit_accel_kernels.block_attention.plan import BlockPlan
 
 BLOCK = 128
@@ -72,15 +73,19 @@ def flex_of(plan: BlockPlan) -> Callable[..., Tensor]:
     return lambda q, k, v: compiled(q, k, v, block_mask=mask)
 
 
-def medians(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Milliseconds of each, one after the other in every repeat."""
+def medians(
+    runs: dict[str, Callable[[], Any]], repeats: int, wait: Callable[[], Any] = lambda: None
+) -> dict[str, float]:
+    """Milliseconds of each, one after the other in every repeat; `wait` returns when the device is done."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
+    wait()
     for _ in range(repeats):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
+            wait()
             times[name].append(1e3 * (time.perf_counter() - start))
     return {name: statistics.median(values) for name, values in times.items()}
 
@@ -127,15 +132,22 @@ def measure(
 
 @torch.no_grad()
 def break_even(
-    tokens: int, width: int, heads: int, dtype: torch.dtype, backend: str, repeats: int
+    tokens: int,
+    width: int,
+    heads: int,
+    dtype: torch.dtype,
+    backend: str,
+    repeats: int,
+    device: torch.device = CPU,
 ) -> dict[str, Any]:
     """A row of break_even.json: the largest density tried that beats dense SDPA by MARGIN; else 0."""
-    q, k, v = (torch.randn(1, tokens, heads, width).to(dtype) for _ in range(3))
+    q, k, v = (torch.randn(1, tokens, heads, width).to(device, dtype) for _ in range(3))
+    wait = functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     dense_q, dense_k, dense_v = (t.transpose(1, 2).contiguous() for t in (q, k, v))
     tried: dict[float, float] = {}
     found = 0.0
     for density in DENSITIES:
-        plan = plan_of(tokens, heads, (density,))
+        plan = plan_of(tokens, heads, (density,)).to(device)
         if plan.density in tried:  # few blocks: rounded up to one that was tried
             continue
         ms = medians(
@@ -144,6 +156,7 @@ def break_even(
                 "sdpa": lambda: F.scaled_dot_product_attention(dense_q, dense_k, dense_v),
             },
             repeats,
+            wait,
         )
         tried[plan.density] = ms["sdpa"] / ms["ours"]
         if tried[plan.density] >= MARGIN:
@@ -151,7 +164,7 @@ def break_even(
             break
     return {
         "backend": backend,
-        "processor": processor(),
+        "processor": processor(device),
         "dtype": str(dtype)[6:],
         "width": width,
         "tokens": tokens,

@@ -1,7 +1,8 @@
 """From which density on dense attention is faster than a backend: measured, stored, looked up.
 
-`break_even.json` beside this file ships what `scripts/bench_op.py --break-even --write` measured, and the
-same with `--keep` writes a user's own to the cache, which wins for each (backend, processor, dtype) in it.
+`break_even.json` beside this file ships what was measured: on CPUs by `scripts/bench_op.py --break-even
+--write`, on GPUs by `scripts/gpu_suite.py attention-break-even`. The former with `--keep` writes a user's own
+to the cache, which wins for each (backend, processor, dtype) in it.
 A row is {"backend", "processor", "dtype", "width", "tokens", "density", "over_sdpa"}: at `density` and below
 the backend was no slower than dense SDPA in SDPA's own layout; 1 is always, 0 never.
 
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dit_accel_kernels import build
@@ -24,11 +26,14 @@ from dit_accel_kernels.block_attention.plan import EMITS, BlockPlan
 from dit_accel_kernels.dispatch import BackendUnavailable, choose
 
 SHIPPED = Path(__file__).with_suffix(".json")
+CPU = torch.device("cpu")
 Row = Mapping[str, Any]
 
 
-def processor() -> str:
-    """What decides the speed of C and of SDPA here: the instructions in use, a name of build.LEVELS."""
+def processor(device: torch.device = CPU) -> str:
+    """What decides the speed on a device: sm_90 and its like, or the instructions in use of build.LEVELS."""
+    if device.type == "cuda":
+        return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
     try:
         return build.chosen_level()
     except build.BuildError:
@@ -68,13 +73,13 @@ def slower_than_dense(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, backend:
     and where nothing was measured.
     """
     named = backend != "auto" or os.environ.get("DIT_ACCEL_BACKEND", "auto") != "auto"
-    if named or EMITS & set(plan.kinds) or q.device.type != "cpu":
+    if named or EMITS & set(plan.kinds) or q.device.type not in ("cpu", "cuda"):
         return None
     try:
         name = choose("block_attention", q=q, k=k, v=v, plan=plan, lse_wanted=False)
     except BackendUnavailable:
         return None
-    limit = density(name, processor(), str(q.dtype)[6:], q.shape[3], min(plan.tokens))
+    limit = density(name, processor(q.device), str(q.dtype)[6:], q.shape[3], min(plan.tokens))
     if limit is None or plan.density <= limit:
         return None
     return (

@@ -1,4 +1,4 @@
-"""Dense attention where a plan asks for nothing else and `auto` is free to take it."""
+"""Dense attention on a CPU where a plan asks for nothing else and `auto` is free to take it."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ def is_faster(
     lse_wanted: bool,
 ) -> bool:  # fmt: skip
     """Whether every head attends every block, nothing is masked, and the best backend is slower than SDPA."""
-    if plan.density < 1 or key_bias is not None or valid_keys is not None:
+    if plan.density < 1 or key_bias is not None or valid_keys is not None or q.device.type != "cpu":
         return False
     if any(kind is not Kind.ATTEND for kind in plan.kinds) or not hasattr(torch.ops.aten, SDPA):
         return False
