@@ -127,23 +127,27 @@ def attend_blocks(
         D, PADDED, BLOCK_N, TILES, DESCRIPTORS, STAGES, DOT,
     )
     # fmt: on
+    # What the first walk found alone waits in `cached`, and what that rounds away in `out`, which nobody has
+    # written yet: kept in registers through the second walk it would not fit at a width of 128.
+    first_lse = tl.full([BLOCK_M], MINUS_INF, tl.float32)
     if CACHED is not None:  # noqa: SIM102  (this is known when compiling, the rest is not)
         if emits:
-            snapshot = acc / tl.where(total == 0.0, 1.0, total)[:, None]
             cached_base = CACHED + sample * cached_b + q_start * cached_n + slot * cached_s
             cacheds = cached_base + rows[:, None] * cached_n + width[None, :]
-            high = snapshot.to(CACHED.dtype.element_ty)
+            outs = out_base + rows[:, None] * out_n + width[None, :]
+            alone = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+            high = alone.to(CACHED.dtype.element_ty)
             tl.store(cacheds, high, mask=inside)
-            if kind == EMIT_RESIDUAL:
-                # what `cached` rounds away waits in `out`, which nobody has written yet
-                low = snapshot - high.to(tl.float32)
-                outs = out_base + rows[:, None] * out_n + width[None, :]
-                tl.store(outs, low.to(OUT.dtype.element_ty), mask=inside)
+            tl.store(outs, (alone - high.to(tl.float32)).to(OUT.dtype.element_ty), mask=inside)
+            first_lse = _log_sum(top, total)
             if CACHED_LSE is not None:
                 tail_base = CACHED_LSE + sample * tail_b + q_start * tail_n + slot * tail_s
-                tail = _log_sum(top, total) * LN2
                 keeps = rows < tl.where(kind == EMIT_TAIL, num_rows, 0)
-                tl.store(tail_base + rows * tail_n, tail, mask=keeps)
+                tl.store(tail_base + rows * tail_n, first_lse * LN2, mask=keeps)
+            top = tl.full([BLOCK_M], MINUS_INF, tl.float32)
+            total = tl.zeros([BLOCK_M], tl.float32)
+            acc = tl.zeros([BLOCK_M, PADDED], tl.float32)
+            tl.debug_barrier()  # other threads of this program may read what this one has written
 
     # fmt: off
     top, total, acc = _walk(
@@ -154,36 +158,39 @@ def attend_blocks(
     )
     # fmt: on
 
-    result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    outs = out_base + rows[:, None] * out_n + width[None, :]
     lse = _log_sum(top, total)
+    share = 1.0 / tl.where(total == 0.0, 1.0, total)
+    outs = out_base + rows[:, None] * out_n + width[None, :]
+    theirs = tl.zeros([BLOCK_M], tl.float32)
+    merges = (kind == MERGE) | emits
+    if CACHED is not None:
+        other_lse = first_lse
+        if CACHED_LSE is not None:
+            tail_base = CACHED_LSE + sample * tail_b + q_start * tail_n + slot * tail_s
+            tails = rows < tl.where(kind == MERGE, num_rows, 0)
+            tail = tl.load(tail_base + rows * tail_n, mask=tails, other=MINUS_INF).to(tl.float32)
+            other_lse = tl.where(kind == MERGE, tail * LOG2E, first_lse)
+        ours, theirs, both = _merge_weights(lse, other_lse)
+        lse = tl.where(merges, both, lse)
+        share *= tl.where(merges, ours, 1.0)
+        theirs = tl.where(merges, theirs, 1.0)
+    lse_base = LSE + sample * lse_b + q_start * lse_n + head_64 * lse_h
+    tl.store(lse_base + rows * lse_n, lse * LN2, mask=here)
+
+    result = acc * share[:, None]
     if CACHED is not None:
         cached_base = CACHED + sample * cached_b + q_start * cached_n + slot * cached_s
         cacheds = cached_base + rows[:, None] * cached_n + width[None, :]
-        reads = (kind == COPY) | (kind == ADD) | (kind == MERGE)
+        reads = (kind == COPY) | (kind == ADD) | merges
         wants = _inside(rows < tl.where(reads, num_rows, 0), width, D, PADDED)
+        waits = _inside(rows < tl.where(emits, num_rows, 0), width, D, PADDED)
         cached = tl.load(cacheds, mask=wants, other=0.0).to(tl.float32)
-        if CACHED_LSE is not None:
-            tail_base = CACHED_LSE + sample * tail_b + q_start * tail_n + slot * tail_s
-            merges = kind == MERGE
-            tails = rows < tl.where(merges, num_rows, 0)
-            tail = tl.load(tail_base + rows * tail_n, mask=tails, other=MINUS_INF).to(tl.float32)
-            ours, theirs, both = _merge_weights(lse, tail * LOG2E)
-            lse = tl.where(merges, both, lse)
-            ours = tl.where(merges, ours, 1.0)
-            theirs = tl.where(merges, theirs, 1.0)
-            result = result * ours[:, None] + cached * theirs[:, None]
-        else:
-            result += cached
-        if kind == EMIT_RESIDUAL:
-            tl.debug_barrier()  # other threads of this program may have written what this one reads
-            near = tl.load(cacheds, mask=inside, other=0.0).to(tl.float32)
-            near += tl.load(outs, mask=inside, other=0.0).to(tl.float32)
-            tl.debug_barrier()
-            tl.store(cacheds, (result - near).to(CACHED.dtype.element_ty), mask=inside)
+        cached += tl.load(outs, mask=waits, other=0.0).to(tl.float32)
+        tl.debug_barrier()  # all have read before any writes
+        result += cached * theirs[:, None]
+        keeps = _inside(rows < tl.where(kind == EMIT_RESIDUAL, num_rows, 0), width, D, PADDED)
+        tl.store(cacheds, (result - cached).to(CACHED.dtype.element_ty), mask=keeps)
     tl.store(outs, result.to(OUT.dtype.element_ty), mask=inside)
-    lse_base = LSE + sample * lse_b + q_start * lse_n + head_64 * lse_h
-    tl.store(lse_base + rows * lse_n, lse * LN2, mask=here)
 
 
 @triton.jit
