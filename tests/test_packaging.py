@@ -63,6 +63,14 @@ def test_the_oldest_pins_are_the_declared_lower_bounds():
     assert f"diffusers>={oldest['diffusers'].removesuffix('.0')}" in PROJECT["dependencies"]
 
 
+@pytest.mark.parametrize("pins", sorted(path.name for path in ROOT.glob("constraints-triton-*.txt")))
+def test_ci_checks_the_kernels_on_every_pinned_triton_and_each_has_a_budget(pins: str):
+    version = dict(line.split("==") for line in _lines(pins))["triton"]
+    assert pins == f"constraints-triton-{version.removesuffix('.0')}.txt"
+    assert (ROOT / "kernels" / "budget" / f"triton-{version}.json").is_file()
+    assert f"make kernels-check TRITON={version.removesuffix('.0')}" in (ROOT / ".ci/run").read_text()
+
+
 def test_the_library_imports_only_what_it_declares():
     """A module's imports are hard dependencies, or what diffusers and transformers themselves require."""
     brought = [r for name in ("diffusers", "transformers") for r in importlib.metadata.requires(name) or ()]
