@@ -12,6 +12,7 @@ devices, nothing is known: what a recipe asks for is done.
 
 import functools
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -61,10 +62,14 @@ def density(backend: str, processor: str, dtype: str, width: int, tokens: int) -
     return min((value for value in found if value is not None), default=None)
 
 
-def slower_than_dense(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, backend: str = "auto") -> str | None:
+def slower_than_dense(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, backend: str = "auto",
+    instead_of: tuple[int, int] | None = None,
+) -> str | None:  # fmt: skip
     """Why dense attention would be faster than this plan, as half a sentence, or None.
 
-    None too where a backend is named, where the plan leaves a residual or tail behind, which dense cannot,
+    `instead_of` are the queries and keys that dense attention has where the plan holds only some of them; its
+    density then is over those. None too where a backend is named, where the plan leaves a residual or tail behind, which dense cannot,
     and where nothing was measured.
     """
     named = backend != "auto" or os.environ.get("DIT_ACCEL_BACKEND", "auto") != "auto"
@@ -74,11 +79,13 @@ def slower_than_dense(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, backend:
         name = choose("block_attention", q=q, k=k, v=v, plan=plan, lse_wanted=False)
     except BackendUnavailable:
         return None
-    limit = density(name, processor(), str(q.dtype)[6:], q.shape[3], min(plan.tokens))
-    if limit is None or plan.density <= limit:
+    tokens = plan.tokens if instead_of is None else instead_of
+    kept = plan.density * math.prod(plan.tokens) / math.prod(tokens)
+    limit = density(name, processor(), str(q.dtype)[6:], q.shape[3], min(tokens))
+    if limit is None or kept <= limit:
         return None
     return (
-        f'density {plan.density:.2f} is slower than dense here: backend "{name}" breaks even at {limit:.2f}'
+        f'density {kept:.2f} is slower than dense here: backend "{name}" breaks even at {limit:.2f}'
     )
 
 
