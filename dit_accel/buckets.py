@@ -88,7 +88,7 @@ class Selection:
 
 
 def select(x: Tensor, buckets: Buckets, kept: int) -> Selection:
-    """Of the vectors x [B, V, h, D] of each bucket keep the centre and the least similar ones, `kept` in all."""
+    """Of each bucket of x [B, V, h, D] keep the centre and those least similar to it, `kept` in all."""
     inside = buckets.inside(x)
     likeness = F.cosine_similarity(inside, inside[:, :, :1], dim=-1).permute(0, 3, 1, 2)  # [B, h, NB, g]
     likeness = likeness.masked_fill(~buckets.held, torch.inf)  # filling is dropped first
@@ -101,8 +101,8 @@ def select(x: Tensor, buckets: Buckets, kept: int) -> Selection:
 def lay_buckets(grid: Grid, bucket: Grid, device: torch.device, brick: Grid | None = None) -> Buckets:
     """The buckets of a grid whose tokens stand in raster order, or in the order of `brick`.
 
-    The centre of (frames, rows, columns) tokens is (frames // 2, rows // 2, columns // 2), and the last token of
-    a short bucket that does not reach so far.
+    The centre of (frames, rows, columns) tokens is (frames // 2, rows // 2, columns // 2), and the last token
+    of a short bucket that does not reach so far.
     """
     with torch.inference_mode(False):  # kept for later calls, which may be outside of inference mode
         layout = lay_bricks(grid, 0, bucket)

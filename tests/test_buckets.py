@@ -80,15 +80,15 @@ def one_bucket(kept: int) -> Selection:
 
 def test_a_stand_in_has_the_mean_value_and_the_votes_of_what_it_stands_for():
     v = torch.tensor([5.0, 3.0, 9.0, 0.0])[None, :, None, None].expand(-1, -1, 1, 2)
-    # the centre is token 2; 3, 1 and 0 are like it in this order, so 0 and 1 stay and 3 is dropped
+    # the centre is token 2; 0 is least like it, then 3: they stay, and 1 is dropped
     values, weight = one_bucket(3).stand_ins(v, torch.zeros(1, 1, 1, 4))
-    assert values[0, :, 0, 0].tolist() == [4.5, 5.0, 3.0]
+    assert values[0, :, 0, 0].tolist() == [6.0, 5.0, 0.0]
     torch.testing.assert_close(weight[0, 0], torch.tensor([2.0, 1.0, 1.0]).log())
 
 
 @pytest.mark.parametrize(
     ("hidden", "value", "votes"),
-    [([2], 0.0, 1.0), ([3], 9.0, 1.0), ([2, 3], 0.0, 0.0), ([0, 1], 4.5, 2.0)],
+    [([2], 3.0, 1.0), ([1], 9.0, 1.0), ([1, 2], 0.0, 0.0), ([0, 3], 6.0, 2.0)],
 )
 def test_hidden_keys_have_no_votes(hidden, value, votes):
     v = torch.tensor([5.0, 3.0, 9.0, 0.0])[None, :, None, None].expand(-1, -1, 1, 2)
@@ -97,4 +97,4 @@ def test_hidden_keys_have_no_votes(hidden, value, votes):
     bias[..., hidden] = -torch.inf
     values, weight = one_bucket(3).stand_ins(v, buckets.bias(bias))
     assert values[0, 0, 0, 0] == value and weight[0, 0, 0].exp() == votes
-    assert weight.exp()[0, 0, 1:].tolist() == [0.0 if token in hidden else 1.0 for token in (0, 1)]
+    assert weight.exp()[0, 0, 1:].tolist() == [0.0 if token in hidden else 1.0 for token in (0, 3)]

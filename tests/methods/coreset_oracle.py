@@ -81,9 +81,9 @@ def stand_in(k, v, bias, staying, dropped, reweight) -> tuple[Tensor, Tensor, Te
 
 
 def attend(q, k, v, bias, scale) -> Tensor:
-    """Dense attention [N, D]; a row that sees nothing is 0."""
+    """Dense attention [N, D]; rows that see nothing are 0."""
     scores = q @ k.T * scale + bias
-    return (scores.softmax(1) if scores.max() > -INFINITY else torch.zeros_like(scores)) @ v
+    return (scores.softmax(1) if (bias > -INFINITY).any() else torch.zeros_like(scores)) @ v
 
 
 def tokens_of_buckets(grid: Grid, bucket: Grid) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Coresets of queries, of keys and of both, against the paper's words in float64, and where nothing is lost."""
+"""Coresets of queries, keys and both, against the paper's words in float64, and where nothing is lost."""
 
 from types import SimpleNamespace
 
@@ -68,9 +68,9 @@ def by_hand(method: Coreset, visit: AttentionVisit, dtype: torch.dtype) -> torch
 
 def assert_by_hand(method: Coreset, visit: AttentionVisit) -> None:
     found = method.attend(visit)
-    assert_as_accurate_as(
-        found, by_hand(method, visit, torch.float32), by_hand(method, visit, torch.float64), factor=4
-    )
+    by_definition = [by_hand(method, visit, dtype) for dtype in (torch.float32, torch.float64)]
+    # the largest of so few errors is chance: the op sums block by block, the reference a whole row
+    assert_as_accurate_as(found, *by_definition, factor=4)
 
 
 def densely(visit: AttentionVisit) -> torch.Tensor:
@@ -124,7 +124,7 @@ def test_hidden_keys_are_not_seen(num_text, text_first, bucket, parameters):
 
 @pytest.mark.parametrize("parameters", SELECTIONS)
 def test_what_is_hidden_does_not_matter(parameters):
-    """Of keys, where queries are selected by themselves; the values of hidden keys never."""
+    """The values of hidden keys reach no output, and are in no mean."""
     mask = hidden_keys(0, 26, 59, of=60)
     q, k, v = far_from_zero(3, 2, 60, 2, 32)
     before = Coreset(**parameters).attend(make_visit((q, k, v), mask=mask))
@@ -176,10 +176,9 @@ def test_tokens_equal_to_their_centre_lose_nothing(parameters, rho, bucket, mask
 
 
 def test_as_published_a_bucket_loses_votes():
-    """Equal tokens in whole buckets and no text: every bucket has 6 votes of 12, which changes nothing."""
-    bucket = (1, 4, 3)  # 3 x 4 x 5 in 15 whole boxes would need 5 columns of 3: here the last bucket is whole too
-    published = Coreset(0.5, bucket, queries="selected", keys="as_queries", reweight=False)
-    q, k, v = (equal_in_buckets(x, bucket) for x in far_from_zero(3, 2, 60, 2, 32))
+    """6 of 12 in each of the 5 buckets, which changes nothing among equal tokens until there is text."""
+    published = Coreset(queries="selected", keys="as_queries", reweight=False)
+    q, k, v = (equal_in_buckets(x, (2, 3, 2)) for x in far_from_zero(3, 2, 60, 2, 32))
     close(published.attend(make_visit((q, k, v))), densely(make_visit((q, k, v))))
     q, k, v = (torch.cat([x, far_from_zero(2, 4, 2, 32, seed=1)], dim=1) for x in (q, k, v))
     with_text = make_visit((q, k, v), 4, False)
@@ -212,8 +211,7 @@ def test_low_precision_keeps_its_dtype_and_its_accuracy(parameters, dtype):
     method, visit = Coreset(**parameters), make_visit(qkv)
     found, exact = method.attend(visit), by_hand(method, visit, torch.float64)
     assert found.dtype is dtype
-    # selection is in float32 on both sides; values of the centre and the output are rounded once each
-    assert_as_accurate_as(found, exact.to(dtype), exact, factor=4)
+    assert_as_accurate_as(found, exact.to(dtype), exact)
 
 
 def test_only_what_is_kept_is_attended(monkeypatch):

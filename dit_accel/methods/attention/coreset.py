@@ -1,18 +1,19 @@
-"""Coreset: of every small bucket of tokens those that stand out are kept, its centre stands for all the others.
+"""Coreset: of every small bucket of tokens those that stand out are kept, its centre stands for the others.
 
-Source: bucketed coreset selection of VORTA, Sun et al. 2025, arXiv:2505.18809, section 3, after QK norm and RoPE:
+Source: bucketed coreset selection of VORTA, Sun et al. 2025, arXiv:2505.18809, section 3, by the cosine of
+    tokens after QK norm and RoPE:
 
     a query that is dropped gets the output row of its bucket's centre;
     a key that is dropped is answered for by the centre c of its bucket, with the mean of their values and
 
         score(c) = scale q . k_c + log n,     n = 1 + number of keys it stands for,
 
-    the proportional attention of token merging (ToMe, Bolya et al. 2022, arXiv:2210.09461, section 3). VORTA has
-    no such weight: there a bucket of 12 has 6 votes. That is `reweight = false`. As published, on Wan:
+    the proportional attention of token merging (ToMe, Bolya et al. 2022, arXiv:2210.09461, section 3). VORTA
+    has no such weight: there a bucket of 12 has 6 votes. That is `reweight = false`. As published, on Wan:
     queries = "selected", keys = "as_queries", reweight = false; on HunyuanVideo keys = "selected".
-    Not copied from its code: grids that are no whole buckets are cut there, and rejected; here any grid works.
+    Not copied from its code: a grid that is no whole buckets is cut there, and rejected; here any grid works.
     Text rows are computed by the model's own attention, and text keys are always kept.
-Work kept, with the share rho dropped: (1 - rho) of the queries and of the visual keys, each where it is selected.
+Work kept: 1 - rho of the visual queries and of the visual keys, each where they are selected.
 Keeps: nothing.
 Exact when: rho = 0, or what is dropped of a bucket equals its centre (keys: with `reweight`).
 """
@@ -35,7 +36,7 @@ from dit_accel_kernels.block_attention.break_even import slower_than_dense
 
 @dataclass(frozen=True)
 class Coreset:
-    """Drop the share `rho` of the queries, of the keys, or of both, of every bucket of (frames, rows, columns)."""
+    """Drop the share `rho` of the queries, the keys or both of every bucket of (frames, rows, columns)."""
 
     rho: float = 0.5
     bucket: Grid = (2, 3, 2)

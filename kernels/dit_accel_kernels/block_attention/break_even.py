@@ -69,8 +69,8 @@ def slower_than_dense(
     """Why dense attention would be faster than this plan, as half a sentence, or None.
 
     `instead_of` are the queries and keys that dense attention has where the plan holds only some of them; its
-    density then is over those. None too where a backend is named, where the plan leaves a residual or tail behind, which dense cannot,
-    and where nothing was measured.
+    density then is over those. None too where a backend is named, where the plan leaves a residual or tail
+    behind, which dense cannot, and where nothing was measured.
     """
     named = backend != "auto" or os.environ.get("DIT_ACCEL_BACKEND", "auto") != "auto"
     if named or EMITS & set(plan.kinds) or q.device.type != "cpu":
@@ -84,9 +84,7 @@ def slower_than_dense(
     limit = density(name, processor(), str(q.dtype)[6:], q.shape[3], min(tokens))
     if limit is None or kept <= limit:
         return None
-    return (
-        f'density {kept:.2f} is slower than dense here: backend "{name}" breaks even at {limit:.2f}'
-    )
+    return f'density {kept:.2f} is slower than dense here: backend "{name}" breaks even at {limit:.2f}'
 
 
 def _at(rows: list[Row], width: int, tokens: int) -> float | None:
