@@ -58,6 +58,15 @@ def test_the_centre_and_what_is_least_similar_to_it_is_kept(bucket, kept):
             assert found.tolist() == wanted
 
 
+def test_a_short_bucket_drops_nothing_while_it_has_room():
+    """Not even tokens whose cosine with the centre is a rounding above that of the centre with itself."""
+    x, buckets = far_from_zero(8, 60, 3, 32), lay_buckets(GRID, (2, 4, 2), CPU)
+    own = tokens_of_buckets(GRID, (2, 4, 2))[-1]
+    x[:, own] = x[:, own[-1:]] * torch.linspace(0.3, 3, 12)[:, None, None]
+    kept = select(x, buckets, 12).kept[:, :, -1]
+    assert buckets.held[-1][kept].all()
+
+
 def test_rows_are_copied_back_from_their_centre():
     """Rows that carry the number of their token: a kept one has its own, a dropped one its centre's."""
     x, bucket = far_from_zero(2, 60, 2, 8), (2, 4, 2)  # 60 = 3 * 16 + 12: the last bucket is short

@@ -120,8 +120,8 @@ class Coreset:
                 chosen.stand_ins(v, own) if self.reweight else (chosen.gather(v), chosen.kept_bias(own))
             )
             weight = torch.cat([weight, bias[:, :, text].expand(B, h, -1)], dim=2)
-        joined = (torch.cat([x, y[:, text]], 1) for x, y in ((chosen.gather(k), visit.k), (values, visit.v)))
-        return *joined, weight
+        k = torch.cat([chosen.gather(k), visit.k[:, text]], dim=1)
+        return k, torch.cat([values, visit.v[:, text]], dim=1), weight
 
 
 def _rows(visit: AttentionVisit) -> tuple[slice, slice]:
