@@ -28,7 +28,7 @@ LAYERS = (
     {"bricks", "compat", "families", "inventory", "memory", "run_report", "sites", "timeline", "tracker"},
     {"plan"},
     {"session"},
-    {"block_heads", "units", "visit"},
+    {"block_heads", "buckets", "units", "visit"},
     {"methods", "predict", "proxy", "spans"},
     {"placement"},
     {"install"},

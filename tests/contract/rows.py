@@ -33,6 +33,8 @@ x = {{ method = "window", radius = [0, 1, 1], mask = "tokens" }}
 a = {{ method = "arrow", radius = [0, 1, 1], brick = [1, 2, 2] }}
 b = {{ method = "brick", extent = [0, 0, [0, 0.4]], brick = [1, 2, 2] }}
 k = {{ method = "coreset", bucket = [1, 2, 2] }}
+q = {{ method = "coreset", bucket = [1, 2, 2], queries = "selected", keys = "all" }}
+p = {{ method = "coreset", bucket = [1, 3, 2], queries = "selected", keys = "as_queries", reweight = false }}
 t = {{ method = "tail", extent = [0, 0, 1], brick = [1, 2, 2], max_age = 2 }}
 e = {{ method = "residual", radius = [0, 1, 0], brick = [1, 2, 2], max_age = 2 }}
 r = {{ method = "reuse", max_age = 2 }}
@@ -76,6 +78,8 @@ ROWS: dict[str, Row] = {
         Row("window, by tokens", _attention("x"), "window", stores=False, needs_grid=True),
         Row("brick", _attention("FbbF"), "brick", stores=False, needs_grid=True),
         Row("coreset", _attention("kFFk"), "coreset", stores=False, needs_grid=True),
+        Row("coreset of queries", _attention("q"), "coreset", stores=False, needs_grid=True),
+        Row("coresets of all kinds", _attention("pqFk"), "coreset", stores=False, needs_grid=True),
         Row("tail", _attention("FttF"), "tail", needs_grid=True),
         Row("residual", _attention("e"), "residual", needs_grid=True),
         Row("reuse heads", _attention("FrFr"), "reuse"),

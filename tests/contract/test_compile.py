@@ -69,6 +69,8 @@ CASES = [
     ("brick", "wan", each_block),
     ("brick", "cogvideox", whole),
     ("brick", "qwen_image", whole),
+    ("coreset of queries", "wan", each_block),
+    ("coresets of all kinds", "cogvideox", whole),
     ("reuse heads", "qwen_image", repeated),
     ("reuse span, stored gates", "wan", each_block),
     ("reuse span, stored gates", "cogvideox", ours),

@@ -1,14 +1,18 @@
-"""Reuse and sharing against hooks written by hand on the plain Wan, which calls cond and uncond in turn."""
+"""Against plain pipelines changed by hand: reuse and sharing by hooks on Wan, which calls cond and uncond in
+turn, coresets by another attention function beneath each family."""
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import pytest
 import torch
-from contract.rows import build, recipe, run
+from contract.rows import PIPELINES, build, names, plain, recipe, run
+from methods.coreset_oracle import coreset_attention
 from torch import Tensor
 
 import dit_accel
+from dit_accel.recipe import Recipe
 
 
 class Loop:
@@ -114,3 +118,64 @@ def test_spans(row: str, computes: str, shares: bool):
     pipe = build("wan")
     dit_accel.accelerate(pipe, recipe(row, "wan"))
     torch.testing.assert_close(run(pipe, "wan"), span_by_hand(computes, shares), rtol=1e-4, atol=1e-4)
+
+
+GRIDS = {case: (1 if case in ("pixart_sigma", "qwen_image") else 3, 4, 5) for case in PIPELINES}
+CORESETS = {  # queries, keys, reweight
+    "queries": ("selected", "all", True),
+    "as published for Wan": ("selected", "as_queries", False),
+    "as published for HunyuanVideo": ("selected", "selected", False),
+    "both, with votes": ("selected", "as_queries", True),
+    "keys": ("all", "selected", True),
+}
+CORESET = """
+schema = 1
+[choices]
+k = {{ method = "coreset", queries = "{}", keys = "{}", reweight = {} }}
+[attention.both]
+"{blocks}.*.{attn}" = ["k"]
+"""
+
+
+def run_beneath(
+    monkeypatch: pytest.MonkeyPatch, case: str, answer: Callable[..., Tensor]
+) -> tuple[Tensor, int]:
+    """Latents of the plain pipeline whose self-attention is answered by hand, and how often it was."""
+    dense, pipe, visual = torch.nn.functional.scaled_dot_product_attention, build(case), prod(GRIDS[case])
+    answered = 0
+
+    def attention(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask=None, *rest: Any, **more: Any
+    ) -> Tensor:
+        nonlocal answered
+        q, k, v = query, key, value  # some callers name them
+        if q.shape[2] != k.shape[2] or q.shape[2] < visual:
+            return dense(q, k, v, attn_mask, *rest, **more)
+        assert attn_mask is None
+        answered += 1
+        out = answer(*(x.transpose(1, 2).double() for x in (q, k, v)), num_text=q.shape[2] - visual)
+        return out.transpose(1, 2).to(q.dtype)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
+        return run(pipe, case), answered
+
+
+@pytest.mark.parametrize("case", PIPELINES)
+@pytest.mark.parametrize("name", CORESETS)
+def test_coresets(monkeypatch: pytest.MonkeyPatch, case: str, name: str):
+    """Every self-attention of the plain pipeline by the paper's words, after its norms and RoPE."""
+    queries, keys, reweight = CORESETS[name]
+
+    def answer(q: Tensor, k: Tensor, v: Tensor, num_text: int) -> Tensor:
+        return coreset_attention(q, k, v, GRIDS[case], (2, 3, 2), 6, *CORESETS[name], num_text=num_text)
+
+    pipe = build(case)
+    text = CORESET.format(queries, keys, str(reweight).lower(), **names(case))
+    handle = dit_accel.accelerate(pipe, Recipe.from_text(text))
+    found = run(pipe, case)
+    assert set(handle.report().counters) == {"coreset"}
+    expected, answered = run_beneath(monkeypatch, case, answer)
+    assert answered >= 9 * 3  # steps and layers, once or twice each
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (expected - plain(case)).abs().max() > 1e-2

@@ -85,7 +85,7 @@ def with_arguments(change):
 # ---- equal
 
 
-@pytest.mark.parametrize("letters", ["b", "Fbet", "tkrb"])
+@pytest.mark.parametrize("letters", ["b", "Fbet", "tkrb", "pqbk"])
 @pytest.mark.parametrize("case", CASES)
 def test_placed_once_is_placed_at_every_call(monkeypatch, case: str, letters: str):
     assert_same(monkeypatch, case, recipe_of(case, letters))

@@ -258,6 +258,16 @@ LIMITS = {
     "arrow": ('w = { method = "arrow", radius = [9, 9, 9], brick = [1, 2, 2] }', "w", 1e-5),
     "brick": ('w = { method = "brick", extent = [[0, 1], [0, 1], 9], brick = [1, 2, 2] }', "w", 1e-5),
     "coreset": ('w = { method = "coreset", rho = 0 }', "w", 1e-5),
+    "coreset of queries": (
+        'w = { method = "coreset", rho = 0, queries = "selected", keys = "all" }',
+        "w",
+        1e-5,
+    ),
+    "coreset as published": (
+        'w = { method = "coreset", rho = 0, queries = "selected", keys = "as_queries", reweight = false }',
+        "w",
+        1e-5,
+    ),
     "tail": ('w = { method = "tail", extent = [9, 9, 9], brick = [1, 2, 2] }', "w", 1e-5),
     "tail of age 0": ('w = { method = "tail", extent = [0, 0, 0], brick = [1, 2, 2], max_age = 0 }', "w", 0),
     "residual": ('w = { method = "residual", radius = [9, 9, 9], brick = [1, 2, 2] }', "w", 1e-5),

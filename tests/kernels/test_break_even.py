@@ -128,6 +128,17 @@ def test_a_gpu_has_rows_of_its_own(measured, monkeypatch):
     assert break_even.slower_than_dense(q, q, q, plan_of(512, 2, (0.75,))) is None
 
 
+def test_a_plan_over_some_of_the_tokens_is_measured_against_all(measured):
+    """Half of 1024 rows and keys are a quarter of the work, at the break-even of 1024 tokens."""
+    needs_library()
+    q, plan = torch.zeros(1, 1024, 2, 64), plan_of(512, 2, (1,))
+    measured(row(512, 0.0), row(1024, 0.25))
+    assert break_even.slower_than_dense(q, q, q, plan, instead_of=(1024, 1024)) is None
+    measured(row(512, 1.0), row(1024, 0.2))
+    said = 'density 0.25 is slower than dense here: backend "cpu" breaks even at 0.20'
+    assert break_even.slower_than_dense(q, q, q, plan, instead_of=(1024, 1024)) == said
+
+
 def test_the_shipped_table_can_be_read():
     rows = json.loads(break_even.SHIPPED.read_text())["rows"]
     assert rows and all(set(each) == set(row(1, 1)) for each in rows)

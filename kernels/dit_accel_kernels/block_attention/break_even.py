@@ -13,6 +13,7 @@ devices, nothing is known: what a recipe asks for is done.
 
 import functools
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -66,11 +67,15 @@ def density(backend: str, processor: str, dtype: str, width: int, tokens: int) -
     return min((value for value in found if value is not None), default=None)
 
 
-def slower_than_dense(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, backend: str = "auto") -> str | None:
+def slower_than_dense(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, backend: str = "auto",
+    instead_of: tuple[int, int] | None = None,
+) -> str | None:  # fmt: skip
     """Why dense attention would be faster than this plan, as half a sentence, or None.
 
-    None too where a backend is named, where the plan leaves a residual or tail behind, which dense cannot,
-    and where nothing was measured.
+    `instead_of` are the queries and keys that dense attention has where the plan holds only some of them; its
+    density then is over those. None too where a backend is named, where the plan leaves a residual or tail
+    behind, which dense cannot, and where nothing was measured.
     """
     named = backend != "auto" or os.environ.get("DIT_ACCEL_BACKEND", "auto") != "auto"
     if named or EMITS & set(plan.kinds) or q.device.type not in ("cpu", "cuda"):
@@ -79,12 +84,12 @@ def slower_than_dense(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, backend:
         name = choose("block_attention", q=q, k=k, v=v, plan=plan, lse_wanted=False)
     except BackendUnavailable:
         return None
-    limit = density(name, processor(q.device), str(q.dtype)[6:], q.shape[3], min(plan.tokens))
-    if limit is None or plan.density <= limit:
+    tokens = plan.tokens if instead_of is None else instead_of
+    kept = plan.density * math.prod(plan.tokens) / math.prod(tokens)
+    limit = density(name, processor(q.device), str(q.dtype)[6:], q.shape[3], min(tokens))
+    if limit is None or kept <= limit:
         return None
-    return (
-        f'density {plan.density:.2f} is slower than dense here: backend "{name}" breaks even at {limit:.2f}'
-    )
+    return f'density {kept:.2f} is slower than dense here: backend "{name}" breaks even at {limit:.2f}'
 
 
 def _at(rows: list[Row], width: int, tokens: int) -> float | None:
