@@ -86,13 +86,11 @@ def look(
             f"asked to search over {len(levels)} steps; at {FEW_STEPS} or fewer neither outputs nor windows "
             f"of an earlier step are used. Give --steps {FEW_STEPS + 1} or more."
         )
-    grid = family.grid(_denoisers(model)["transformer"].config, inputs)
+    grid = family.grid(denoisers_of(model)["transformer"].config, inputs)
     text = inputs.get("encoder_hidden_states")
-    joint = "text" in family.token_order and isinstance(text, Tensor)
-    subject = Subject(
-        model, family, tuple(jobs), arguments, chosen, grid, text.shape[1] if joint else 0, levels, near,
-        memory_gb,
-    )  # fmt: skip
+    joint = "text" in family.token_order
+    rows = text.shape[1] if joint and isinstance(text, Tensor) else 0
+    subject = Subject(model, family, tuple(jobs), arguments, chosen, grid, rows, levels, near, memory_gb)
     _check_memory(subject, inputs["hidden_states"])
     return subject
 
@@ -126,11 +124,11 @@ def _run(
     told: Callable[[int, int], None],
 ) -> None:  # fmt: skip
     pipe, steps = subject.model.pipe, len(subject.levels)
-    layers = len(subject.sites) // len(_denoisers(subject.model))
+    layers = len(subject.sites) // len(denoisers_of(subject.model))
     with api.accelerated(pipe, _installed(subject), strict=True) as handle:
         greedy = Greedy(
             handle.session,
-            _denoisers(subject.model),
+            denoisers_of(subject.model),
             searched_layers(handle.session, subject.sites),
             subject.near_set,
             delta,
@@ -146,7 +144,7 @@ def _run(
 def recipe_of(subject: Subject, decisions: Decisions) -> Recipe:
     """The recipe of what is decided; what is not stays full."""
     joint = "text" in subject.family.token_order
-    rows, layer = {}, dict.fromkeys(_denoisers(subject.model), 0)
+    rows, layer = {}, dict.fromkeys(denoisers_of(subject.model), 0)
     for name in subject.sites:
         component, _, site = name.partition(".")
         history = decisions.history(component, layer[component], len(subject.levels))
@@ -178,13 +176,14 @@ def _call(jobs: Sequence[Job], arguments: Mapping[str, Any]) -> dict[str, Any]:
     return given | {"prompt": [job.prompt for job in jobs], "generator": noise}
 
 
-def _denoisers(model: Model) -> dict[str, nn.Module]:
+def denoisers_of(model: Model) -> dict[str, nn.Module]:
+    """The denoisers of a pipeline by their names on it."""
     found = {name: getattr(model.pipe, name, None) for name in ("transformer", "transformer_2")}
     return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
 
 
 def _chosen_sites(model: Model, family: Family, patterns: Sequence[str]) -> tuple[str, ...]:
-    denoisers = [describe(name, module, family) for name, module in _denoisers(model).items()]
+    denoisers = [describe(name, module, family) for name, module in denoisers_of(model).items()]
     if not patterns:
         return tuple(f"{one.component}.{site}" for one in denoisers for site in one.self_attention)
     named = {f"{one.component}.{site}" for p in patterns for one in denoisers for site in _named(p, one)}
@@ -193,7 +192,7 @@ def _chosen_sites(model: Model, family: Family, patterns: Sequence[str]) -> tupl
             known = [site for one in denoisers for site in one.self_attention]
             raise BadUsage(
                 f'asked to search the site "{pattern}"; it has no self-attention here; nearest: '
-                f"{nearest(pattern, known)}. Give the path of an attention module, * or a range for its block."
+                f"{nearest(pattern, known)}. Give the path of an attention module; its block may be * or a range."
             )
     ordered = [f"{one.component}.{site}" for one in denoisers for site in one.self_attention]
     return tuple(site for site in ordered if site in named)
@@ -217,7 +216,7 @@ def _first_inputs(
         raise _Seen
 
     hooks = []
-    for module in _denoisers(model).values():
+    for module in denoisers_of(model).values():
         names = list(inspect.signature(type(module).forward).parameters)[1:]
         hooks.append(
             module.register_forward_pre_hook(functools.partial(leave, names), prepend=True, with_kwargs=True)
@@ -246,7 +245,7 @@ def stored_bytes(subject: Subject, latents: Tensor) -> int:
     width = 0
     for name in subject.sites:
         component, _, site = name.partition(".")
-        attention = _denoisers(subject.model)[component].get_submodule(site)
+        attention = denoisers_of(subject.model)[component].get_submodule(site)
         width += attention.to_out[0].weight.shape[0]  # pyright: ignore
     return 2 * branches * latents.shape[0] * rows * width * latents.element_size()
 
@@ -258,8 +257,8 @@ def _check_memory(subject: Subject, latents: Tensor) -> None:
         return
     found = f"--memory-gb allows {asked / 2**20:.1f}" if asked <= free else f"{free / 2**20:.1f} are free"
     raise BadUsage(
-        f"asked to search {len(subject.sites)} layers on {len(subject.jobs)} prompts of {subject.grid} tokens; "
-        f"their caches need {needed / 2**20:.1f} MiB and {found}. "
+        f"asked to search {len(subject.sites)} layers on {len(subject.jobs)} prompts of {subject.grid} "
+        f"tokens; their caches need {needed / 2**20:.1f} MiB and {found}. "
         "Take fewer prompts (--num-prompts), fewer sites (--sites) or a smaller size."
     )
 

@@ -166,9 +166,7 @@ def other_branch(cond: Arguments, first: Mapping[str, Arguments], branch: str) -
     What differed between the branches at the first step is taken from there: texts and their masks. Latents
     and timesteps are those of the running step.
     """
-    own = {
-        name: value for name, value in first[branch].items() if not same(value, first["cond"].get(name))
-    }
+    own = {name: value for name, value in first[branch].items() if not same(value, first["cond"].get(name))}
     return {**cond, **own}
 
 
