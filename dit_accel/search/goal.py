@@ -18,7 +18,7 @@ Measured = Mapping[str, float]  # "speedup" and "psnr"
 
 @dataclass(frozen=True)
 class Goal:
-    """`kind` is "delta", "speedup" (at least this fast, as near to dense as can be) or "psnr" (the inverse)."""
+    """`kind` is "delta", "speedup" (at least this fast, as near to dense as can be) or "psnr" (so near)."""
 
     kind: str
     value: float
@@ -47,7 +47,7 @@ def check_goal(delta: float | None, speedup: float | None, psnr: float | None, s
     if len(asked) != 1:
         found = " and ".join(f"--{kind} {value}" for kind, value in asked.items()) or "none of them"
         raise BadUsage(
-            f"asked to search by DiTFastAttn; it takes one of --delta, --speedup and --psnr, and found {found}. "
+            f"asked to search by DiTFastAttn; it takes one of --delta, --speedup and --psnr; found {found}. "
             "Give one: --delta 0.001 is a first try."
         )
     ((kind, value),) = asked.items()
@@ -59,6 +59,13 @@ def check_goal(delta: float | None, speedup: float | None, psnr: float | None, s
             "Ask for another."
         )
     return Goal(kind, value)
+
+
+def _between(small: float, great: float) -> float:
+    """The next delta, of a few digits: that in a recipe gives the same search again."""
+    if great == math.inf:
+        return float(f"{small * REACH:.3g}")
+    return float(f"{math.sqrt(small * great) if small else great / REACH:.3g}")
 
 
 def pursue(
@@ -77,11 +84,7 @@ def pursue(
             great = delta
         if great / max(small, 1e-300) < CLOSE:
             break
-        delta = (
-            small * REACH if great == math.inf else great / REACH if not small else math.sqrt(small * great)
-        )
-        # a few digits, so that the delta in a recipe gives the same search again
-        delta = float(f"{delta:.3g}")
+        delta = _between(small, great)
         if not LIMITS[0] < delta < LIMITS[1]:
             break
     return goal.best(tried), tried

@@ -1,4 +1,4 @@
-"""The end of every search: a recipe measured on held-out prompts, its [made_by], its file, its result lines."""
+"""The end of every search: a recipe measured on held-out prompts, its [made_by], its file and lines."""
 
 import dataclasses
 import datetime
@@ -55,7 +55,7 @@ def finish(
     model: Model, recipe: Recipe, arguments: Mapping[str, Any], file: Path, ending: Ending,
     watch: Watch | None = None, more: Mapping[str, Any] | None = None,
 ) -> tuple[Recipe, Comparison]:  # fmt: skip
-    """Measure a recipe on held-out prompts beside dense and fewer steps, and write it with what it measured."""
+    """Measure a recipe on held-out prompts beside dense and fewer steps; write it with the numbers."""
     result = compare(model, recipe, ending.held_out, arguments, Options(rival_steps="auto"), watch)
     table = made_by(result, ending.command, commit(), ending.calibration) | dict(more or {})
     named = dataclasses.replace(recipe, made_by=table)
