@@ -138,7 +138,7 @@ def _run(
             lambda step, layer: told(step * layers + layer, steps * layers),
         )
         with greedy.forwards.watching(), stages(pipe):
-            pipe(**_call(subject.jobs, subject.arguments), output_type="latent")
+            pipe(**call_of(subject.jobs, subject.arguments), output_type="latent")
 
 
 def recipe_of(subject: Subject, decisions: Decisions) -> Recipe:
@@ -167,7 +167,7 @@ def _installed(subject: Subject) -> Recipe:
     return menu.recipe_of(dict.fromkeys(sites, rows), subject.levels, subject.near_set, subject.made_for)
 
 
-def _call(jobs: Sequence[Job], arguments: Mapping[str, Any]) -> dict[str, Any]:
+def call_of(jobs: Sequence[Job], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """One call of the pipeline for all prompts, each with its own seed."""
     given = dict(arguments)
     if isinstance(given.get("negative_prompt"), str):
@@ -192,7 +192,7 @@ def _chosen_sites(model: Model, family: Family, patterns: Sequence[str]) -> tupl
             known = [site for one in denoisers for site in one.self_attention]
             raise BadUsage(
                 f'asked to search the site "{pattern}"; it has no self-attention here; nearest: '
-                f"{nearest(pattern, known)}. Give the path of an attention module; its block may be * or a range."
+                f"{nearest(pattern, known)}. Give a path; its block may be * or a range."
             )
     ordered = [f"{one.component}.{site}" for one in denoisers for site in one.self_attention]
     return tuple(site for site in ordered if site in named)
@@ -223,7 +223,7 @@ def _first_inputs(
         )
     try:
         with stages(model.pipe):
-            model.pipe(**_call(jobs, arguments), output_type="latent")
+            model.pipe(**call_of(jobs, arguments), output_type="latent")
     except _Seen:
         pass
     except ValueError as error:

@@ -33,6 +33,8 @@ class Goal:
 
     def best(self, tried: Mapping[float, Measured]) -> float:
         """Of those that reach the goal the best in the other respect; if none does, the nearest to it."""
+        if self.kind == "delta":
+            return self.value
         reached = [delta for delta, measured in tried.items() if self.reached(measured)]
         if not reached:
             return max(tried, key=lambda delta: tried[delta][self.kind])

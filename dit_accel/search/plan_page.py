@@ -85,13 +85,12 @@ def _maps(maps: Sequence[Map]) -> str:
             f"<figcaption>{escape(title)}</figcaption></figure>"
         )
     said = (
-        "A dense run of the first calibration prompt, conditional branch: a square for each head, queries from "
-        "top to bottom, keys from left to right, both in raster order. Near is the share of a head's attention "
-        "within 1/8 of the tokens on each side: what a window computes anew at every step."
+        "A dense run of the first calibration prompt, conditional branch: a square for each head, queries "
+        "from top to bottom, keys from left to right, both in raster order. Near is the share of a head's "
+        "attention within 1/8 of the tokens on each side: what a window computes anew at every step."
     )
-    return (
-        f"<h2>What the heads look at</h2><p class='dim'>{said}</p><div class='films'>{''.join(figures)}</div>"
-    )
+    shown = f"<div class='films'>{''.join(figures)}</div>"
+    return f"<h2>What the heads look at</h2><p class='dim'>{said}</p>{shown}"
 
 
 def _square(weights: np.ndarray) -> np.ndarray:
