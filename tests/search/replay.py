@@ -1,4 +1,4 @@
-"""DiTFastAttn in plain PyTorch: its menu by hand around a denoiser's own modules, its greedy by full forwards.
+"""DiTFastAttn in plain PyTorch: its menu by hand around a denoiser's modules, its greedy by full forwards.
 
 Nothing of dit_accel runs here. A pick decides what an attention module does; the attention inside is caught
 where it calls `F.scaled_dot_product_attention`. Every candidate is a forward of the whole denoiser.
@@ -102,7 +102,7 @@ class Replay:
         return self.forward(row, calls, keep=True)
 
     def take(self, *args, **kwargs):
-        """A call of the pipeline. Of a pair of calls the first is searched with the texts of the last pair."""
+        """A call of the pipeline. Of a pair the first is searched, with the texts of the first pair."""
         if self.batched:
             return (self.step({"both": (args, kwargs)})[0],)
         if self.waiting:

@@ -30,7 +30,6 @@ def test_decisions_are_those_of_a_replay_by_full_forwards(case, delta, tiny):
     replay = Replay(pipe, blocks, case == "pixart_sigma", band(case), delta)
     with replay.installed(), stages(pipe):
         pipe(**ditfastattn.call_of(subject.jobs, subject.arguments), output_type="latent")
-    print(found.picks, found.losses)
     assert found.picks == replay.decided
     kinds = set("".join(found.picks))
     assert len(kinds) >= 4, f"too easy to tell anything: {kinds}"
