@@ -25,24 +25,24 @@ class Replay:
 
     # ---- the menu
 
-    def attention(self, q, k, v, attn_mask=None, **rest):
-        if self.at is None or q.shape[2] != k.shape[2]:
-            return self.sdpa(q, k, v, attn_mask=attn_mask, **rest)
-        near = self.sdpa(q, k, v, attn_mask=self.near)
-        key = "residual", self.at, self.branch
+    def attention(self, query, key, value, attn_mask=None, **rest):
+        if self.at is None:
+            return self.sdpa(query, key, value, attn_mask=attn_mask, **rest)
+        near = self.sdpa(query, key, value, attn_mask=self.near)
+        place = "residual", self.at, self.branch
         if self.picks[self.at] in "WX":
-            return near + self.stored[key]
-        full = self.sdpa(q, k, v)
-        self.stored[key] = full - near
+            return near + self.stored[place]
+        full = self.sdpa(query, key, value)
+        self.stored[place] = full - near
         return full
 
-    def layer(self, number, own, hidden, **rest):
+    def layer(self, number, own, hidden, *more, **rest):
         pick = self.picks[number]
 
         def run(branch, half):
             self.at, self.branch = number, branch
             try:
-                return own(half, **rest)
+                return own(half, *more, **rest)
             finally:
                 self.at = None
 

@@ -1,6 +1,7 @@
 """A search that is interrupted, short of time or asked wrongly; and the maps that its page shows."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -179,15 +180,17 @@ def test_maps_are_the_softmax_of_what_attention_sees(case, tiny, monkeypatch):
     seen = []
     own = F.scaled_dot_product_attention
 
-    def catch(q, k, v, *args, **rest):
-        if q.shape[2] == k.shape[2]:
-            seen.append((q, k))
-        return own(q, k, v, *args, **rest)
+    tokens, calls = math.prod(subject.grid) + subject.text, 2  # layers; uncond has a shorter text
+
+    def catch(query, key, value, *args, **rest):
+        if query.shape[1:3] == (4, tokens) == key.shape[1:3]:
+            seen.append((query, key))
+        return own(query, key, value, *args, **rest)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", catch)
     found = maps.attention_maps(made.model, JOBS[0], made.arguments, subject.levels, (4,), subject.sites)
     assert [(each.step, each.site) for each in found] == [(4, site[12:]) for site in subject.sites]
-    calls = 2 * (2 if case == "qwen_image" else 1)  # layers, and branches that are called apart
+    assert len(seen) == 9 * calls
     q, k = seen[4 * calls]
     weights = (q[-1].double() @ k[-1].double().transpose(1, 2) * q.shape[-1] ** -0.5).softmax(-1)
     text = subject.text
