@@ -19,7 +19,7 @@ METHODS = ("ditfastattn", "timeline")
 EXAMPLES = """
 **Examples**
 
-- `dit-accel search -m toys/pixart --method ditfastattn --delta 0.003 --out recipes`
+- `dit-accel search -m toys/pixart --method ditfastattn --delta 0.0003 --out recipes`
 - At least 1.3 times as fast, as near to dense as can be: `dit-accel search -m toys/wan --method ditfastattn
   --speedup 1.3 --minutes 10 --out recipes`
 - Whole spans of steps, three recipes: `dit-accel search -m toys/pixart --method timeline --out recipes`

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from dit_accel.errors import BadUsage
 
-START, REACH, CLOSE = 1e-3, 8.0, 1.25
+START, REACH, CLOSE = 3e-4, 8.0, 1.25
 LIMITS = (1e-9, 10.0)  # a relative squared error of 1 is an output that says nothing
 
 Measured = Mapping[str, float]  # "speedup" and "psnr"
@@ -50,7 +50,7 @@ def check_goal(delta: float | None, speedup: float | None, psnr: float | None, s
         found = " and ".join(f"--{kind} {value}" for kind, value in asked.items()) or "none of them"
         raise BadUsage(
             f"asked to search by DiTFastAttn; it takes one of --delta, --speedup and --psnr; found {found}. "
-            "Give one: --delta 0.001 is a first try."
+            "Give one: --delta 0.0003 is a first try."
         )
     ((kind, value),) = asked.items()
     limits = {"delta": LIMITS, "speedup": (1.0, float(steps)), "psnr": (0.0, 100.0)}[kind]

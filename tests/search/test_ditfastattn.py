@@ -21,7 +21,7 @@ def band(case):
     return (block[:, None] - block[None]).abs() <= 1
 
 
-@pytest.mark.parametrize(("case", "delta"), [("pixart_sigma", 2e-5), ("wan", 1e-5)])
+@pytest.mark.parametrize(("case", "delta"), [("pixart_sigma", 2e-5), ("wan", 6e-5)])
 def test_decisions_are_those_of_a_replay_by_full_forwards(case, delta, tiny):
     made = tiny(case)
     subject = made.look(jobs=JOBS[:1])
