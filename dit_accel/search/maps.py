@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from dit_accel import api
-from dit_accel.block_heads import orders
 from dit_accel.compare import Job
 from dit_accel.generate import generate
 from dit_accel.loading import Model
@@ -55,19 +54,17 @@ class Probe:
 
 def weights_of(visit: AttentionVisit) -> tuple[np.ndarray, np.ndarray]:
     """Map [H, SIDE, SIDE] and near share [H] of the last sample: of a guided pair that is cond's."""
+    # a dense run keeps the model's own order of tokens
     first = visit.num_text if visit.text_first else 0
     visual = visit.q.shape[1] - visit.num_text
-    raster = torch.arange(visual, device=visit.q.device)
-    if visit.brick is not None:
-        raster = orders(visit.grid, visit.brick, 0, False, visit.q.device)[1]
     chosen = torch.linspace(0, visual - 1, min(SIDE, visual), device=visit.q.device).round().long()
-    q = visit.q[-1, first + raster[chosen]].double()  # [S, H, D]
+    q = visit.q[-1, first + chosen].double()  # [S, H, D]
     scores = torch.einsum("shd,nhd->hsn", q, visit.k[-1].double())
     scores = scores * (visit.q.shape[-1] ** -0.5 if visit.scale is None else visit.scale)
     bias = visit.key_bias()
     if bias is not None:
         scores = scores + bias[-1][:, None]
-    seen = scores.softmax(-1)[:, :, first + raster]  # [H, S, V]
+    seen = scores.softmax(-1)[:, :, first : first + visual]  # [H, S, V]
     bins = (torch.arange(visual, device=seen.device) * len(chosen)) // visual
     pooled = seen.new_zeros(*seen.shape[:2], len(chosen)).index_add_(2, bins, seen)
     distance = (chosen[:, None] - torch.arange(visual, device=seen.device)[None]).abs()
