@@ -34,6 +34,11 @@ class Handle:
             installation.handle = self
 
     @property
+    def session(self) -> Session:
+        """The state of the runs, for searches that change the plan between two forwards."""
+        return self._session
+
+    @property
     def plan(self) -> plan.Plan | None:
         """The recipe resolved against the last run's schedule; None before the first run."""
         return self._session.plan

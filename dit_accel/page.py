@@ -18,8 +18,8 @@ TOY_WARNING = (
 STAGE_COLOURS = dict(zip(STAGES, ("c5", "c0", "c2", "exact"), strict=True))
 
 
-def comparison_page(result: Comparison) -> str:
-    """The page of `compare` and `demo`."""
+def comparison_page(result: Comparison, more: str = "") -> str:
+    """The page of `compare` and `demo`; of a search with `more` behind its plan, as HTML."""
     model = result.model
     warnings = ([TOY_WARNING] if model.toy else []) + result.notes
     body = [
@@ -29,6 +29,7 @@ def comparison_page(result: Comparison) -> str:
         f"<h2>Numbers</h2>{_numbers(result)}",
         f"<h2>Where the seconds go</h2>{_stage_bars(result.columns)}",
         _plan(result.report) if result.report else "",
+        more,
     ]
     lead = f"{model.name} with the recipe {result.recipe.name}"
     return _document(lead, "Dense and accelerated, same prompts and seeds", "".join(body))

@@ -165,7 +165,7 @@ class _Lane:
         made, of = self.last_anchor.get(branch, (step, None))
         if of == method and step - made <= method.max_age:
             return letter, method
-        self.last_anchor[branch] = step, method
+        self.last_anchor[branch] = step, method.anchor.anchors  # never a choice that only refreshes
         return ALONE, method.anchor
 
     def _why_not(self, method: Any, shares: bool, step: int, branch: str) -> str | None:

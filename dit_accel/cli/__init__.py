@@ -1,4 +1,4 @@
-"""The command line: `dit-accel generate | compare | recipes | doctor | demo`.
+"""The command line: `dit-accel generate | compare | search | recipes | doctor | demo`.
 
 One file for each command; what they do is in the library. Heavy libraries are imported inside the
 commands, so that `--help` is instant. Exit codes: 0 done, 1 failed, 2 cannot be done as asked.
@@ -14,6 +14,8 @@ from dit_accel.cli.generate import EXAMPLES as GENERATE_EXAMPLES
 from dit_accel.cli.generate import generate
 from dit_accel.cli.recipes import recipes
 from dit_accel.cli.screen import Commands, Debug
+from dit_accel.cli.search import EXAMPLES as SEARCH_EXAMPLES
+from dit_accel.cli.search import search
 
 __all__ = ["app", "main"]
 
@@ -28,6 +30,7 @@ app = typer.Typer(
 )
 app.command(epilog=GENERATE_EXAMPLES)(generate)
 app.command(epilog=COMPARE_EXAMPLES)(compare)
+app.command(epilog=SEARCH_EXAMPLES)(search)
 app.add_typer(recipes, name="recipes")
 app.command()(doctor)
 app.command()(demo)

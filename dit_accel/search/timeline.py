@@ -7,8 +7,10 @@ the best rows at several amounts are then measured by real generations beside th
 the fastest.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from dit_accel.compare import Comparison, Job, Options, compare
 from dit_accel.generate import generate
 from dit_accel.loading import Model
 from dit_accel.recipe import Recipe
+from dit_accel.search.outcome import Ending, file_of, finish
 from dit_accel.search.skips import Actions, choose, letters, predicted_error, work
 from dit_accel.search.trajectory import Trajectory, calibrate, record
 
@@ -124,26 +127,34 @@ def _measure(
     return recipe, result
 
 
-def made_by(held_out: Comparison, command: str, commit: str, calibration: Sequence[Job]) -> dict[str, Any]:
-    """The [made_by] table: how the recipe was found, and what it measured on held-out prompts."""
-    recipe = held_out.columns["recipe"]
-    rival = held_out.columns.get("rival")
-    table: dict[str, Any] = {
-        "measured": True,
-        "command": command,
-        "commit": commit,
-        "device": held_out.as_dict()["device"],
-        "calibration": [f"{job.seed}: {job.prompt}" for job in calibration],
-        "held_out": [f"{job.seed}: {job.prompt}" for job in held_out.jobs],
-        "speedup": round(held_out.speedup(), 3),
-        "psnr": round(recipe.mean("psnr") or 0, 2),
-        "ssim": round(recipe.mean("ssim") or 0, 4),
-    }
-    for name, column in (("dense", held_out.columns["dense"]), ("recipe", recipe)):
-        score = column.mean("faithfulness")
-        if score is not None:
-            table[f"faithfulness_{name}"] = round(score, 3)
-    if rival is not None:
-        table |= {"rival_steps": rival.steps, "rival_speedup": round(held_out.speedup("rival"), 3)}
-        table["rival_psnr"] = round(rival.mean("psnr") or 0, 2)
-    return table
+def search_goals(
+    model: Model,
+    jobs: Sequence[Job],
+    measured: int,
+    arguments: dict[str, Any],
+    goals: dict[str, float],
+    tell: Callable[[str], None],
+) -> dict[str, tuple[Recipe, Comparison]]:
+    """`search` from dense runs of `jobs`, candidates measured on the first `measured` of them."""
+    dense = compare(model, Recipe.neutral(), jobs[:1], arguments).columns["dense"].median_stages()
+    share = dense["denoising"] / sum(dense.values())
+    trajectories = trajectories_of(model, jobs, arguments, tell)
+    return search(model, trajectories, jobs[:measured], arguments, goals, share, tell)
+
+
+def write_recipes(
+    model: Model,
+    arguments: dict[str, Any],
+    ending: Ending,
+    goals: dict[str, float],
+    out: Path,
+    tell: Callable[[str], None],
+    measured: int = 2,
+) -> None:
+    """Search, verify on held-out prompts, and write OUT/MODEL/GOAL.toml for each goal."""
+    found = search_goals(model, ending.calibration, measured, arguments, goals, tell)
+    for goal, (recipe, _) in found.items():
+        named = dataclasses.replace(recipe, name=f"{model.name}/{goal}")
+        file = file_of(out, model.name, goal)
+        _, result = finish(model, named, arguments, file, ending)
+        tell(f"{file}: {result.as_dict()['columns']}")

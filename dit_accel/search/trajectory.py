@@ -62,8 +62,8 @@ class Trajectory:
 
 def record(model: Model, prompt: str, seed: int, arguments: Mapping[str, Any]) -> Trajectory:
     """Runs the pipeline densely. Raises BadUsage without guidance, or where no velocity is predicted."""
-    family, scheduler = _family(model), model.pipe.scheduler
-    guidance = _guidance(model, family, arguments)
+    family, scheduler = family_of_model(model), model.pipe.scheduler
+    guidance = guidance_of(model, family, arguments)
     outputs: list[Tensor] = []
     hook = model.pipe.transformer.register_forward_hook(
         lambda module, args, output: outputs.append(output[0].detach().double())
@@ -113,7 +113,7 @@ def sketch(values: Tensor) -> np.ndarray:
     return torch.zeros(SKETCH, dtype=torch.float64).index_add_(0, places, flat).numpy()
 
 
-def _family(model: Model) -> Family:
+def family_of_model(model: Model) -> Family:
     if model.family is None:
         raise BadUsage(
             f"asked for a search on {model.name}; {type(model.pipe).__name__} is of no known family. "
@@ -122,7 +122,7 @@ def _family(model: Model) -> Family:
     return model.family
 
 
-def _guidance(model: Model, family: Family, arguments: Mapping[str, Any]) -> float:
+def guidance_of(model: Model, family: Family, arguments: Mapping[str, Any]) -> float:
     name = family.guidance_argument
     default = inspect.signature(model.pipe.__call__).parameters[name].default
     strength = float(arguments.get(name, default))

@@ -4,7 +4,7 @@ A method says in a `Part` what its heads do. All such heads of a site go in one 
 (`block_heads.py`); `attend` runs the heads of one visit alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -54,12 +54,17 @@ class Anchor:
 
 @dataclass(frozen=True)
 class Anchored:
-    """Near is `extent` bricks or `radius` tokens on each side; what is far is at most `max_age` steps old."""
+    """Near is `extent` bricks or `radius` tokens on each side; what is far is at most `max_age` steps old.
+
+    With `refresh` the step is an anchor even where something young enough is stored: a full pass for the
+    same choice without `refresh`, which reads it at later steps.
+    """
 
     extent: Rules | None = None
     radius: Rules | None = None
     brick: Grid | None = None
     max_age: int = 4
+    refresh: bool = False
 
     seams: ClassVar[frozenset[str]] = frozenset({"attention"})
     computes: ClassVar[bool] = True
@@ -78,7 +83,7 @@ class Anchored:
     @property
     def anchor(self) -> Anchor:
         """What runs where nothing young enough is stored."""
-        return Anchor(self)
+        return Anchor(replace(self, refresh=False))
 
     def brick_on(self, grid: Grid) -> Grid:
         """The brick in whose order its tokens may stand."""

@@ -1,0 +1,165 @@
+"""`dit-accel search`: find a recipe for a model, verify it, write it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dit_accel.cli import asked
+from dit_accel.cli import options as option
+from dit_accel.cli.screen import Bars, Debug, say, screen
+from dit_accel.errors import BadUsage, nearest
+
+if TYPE_CHECKING:
+    from dit_accel.loading import Model
+    from dit_accel.search.outcome import Ending
+
+METHODS = ("ditfastattn", "timeline")
+
+EXAMPLES = """
+**Examples**
+
+- `dit-accel search -m toys/pixart --method ditfastattn --delta 0.0003 --out recipes`
+- At least 1.3 times as fast, as near to dense as can be: `dit-accel search -m toys/wan --method ditfastattn
+  --speedup 1.3 --minutes 10 --out recipes`
+- Whole spans of steps, three recipes: `dit-accel search -m toys/pixart --method timeline --out recipes`
+"""
+
+
+def search(
+    model: option.ModelName,
+    method: Annotated[
+        str, typer.Option("--method", help="ditfastattn: per layer and step; timeline: whole steps.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder: writes OUT/MODEL/NAME.toml, .html and .state.json.")
+    ] = Path("recipes"),
+    name: Annotated[str | None, typer.Option("--name", help="[default: the method's]")] = None,
+    delta: Annotated[
+        float | None, typer.Option("--delta", help="Error allowed per step, |a - b|² / |a|².")
+    ] = None,
+    speedup: Annotated[float | None, typer.Option("--speedup", help="At least so many times faster.")] = None,
+    psnr: Annotated[float | None, typer.Option("--psnr", help="At least so many dB to dense.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="Budget: then the best legal recipe so far.")
+    ] = None,
+    near: Annotated[
+        str, typer.Option("--near", help="What a window sees: band (1/8 of the tokens each side) or brick.")
+    ] = "band",
+    sites: Annotated[
+        list[str] | None, typer.Option("--sites", help="Layers to search, as in a recipe. [default: all]")
+    ] = None,
+    memory_gb: Annotated[
+        float | None, typer.Option("--memory-gb", help="The most that may be stored.")
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", help="A text file, one prompt a line.")] = None,
+    num_prompts: Annotated[
+        int | None, typer.Option("--num-prompts", min=1, help="Calibration prompts. [default: 2; timeline 4]")
+    ] = None,
+    held_out: Annotated[int, typer.Option("--held-out", min=1, help="Prompts to verify on.")] = 4,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the first calibration prompt.")] = 1000,
+    steps: option.Steps = None,
+    height: option.Height = None,
+    width: option.Width = None,
+    num_frames: option.NumFrames = None,
+    guidance: option.Guidance = None,
+    negative_prompt: option.NegativePrompt = None,
+    dtype: option.Dtype = "auto",
+    device: option.Device = "auto",
+    offload: option.Offload = False,
+    results: Annotated[
+        Path | None, typer.Option("--results", help="Folder of result lines to append to.")
+    ] = None,
+    results_name: Annotated[
+        str, typer.Option("--results-name", help="Name of the file in that folder.")
+    ] = "cpu",
+    debug: Debug = False,
+) -> None:
+    """Find a recipe on calibration prompts, measure it on others, and write it with a page that shows why.
+
+    Searching is deterministic, and an interrupted search goes on when the same command is given again.
+    """
+    from dit_accel.loading import Place
+    from dit_accel.search.outcome import Ending, own_command, split_jobs
+
+    if method not in METHODS:
+        raise BadUsage(f'asked to search by "{method}"; known: {nearest(method, METHODS)}. Give one of them.')
+    wanted = {
+        "steps": steps,
+        "height": height,
+        "width": width,
+        "num_frames": num_frames,
+        "guidance": guidance,
+        "negative_prompt": negative_prompt,
+    }
+    goals = {"delta": delta, "speedup": speedup, "psnr": psnr}
+    budget = {"minutes": minutes, "near": near, "sites": tuple(sites or ()), "memory_gb": memory_gb}
+    _check_before_loading(method, goals, budget)
+    loaded, arguments = asked.load_model(model, Place(device, dtype, offload), wanted)
+    count = num_prompts or (2 if method == "ditfastattn" else 4)
+    calibration, fresh = split_jobs(loaded, prompts, count, held_out, seed)
+    ending = Ending(calibration, fresh, own_command(), results, results_name)
+    if method == "timeline":
+        _timeline(loaded, arguments, out, name, speedup, ending)
+    else:
+        _ditfastattn(loaded, arguments, out, name or method, goals, budget, ending)
+
+
+def _check_before_loading(method: str, goals: dict[str, float | None], budget: dict[str, Any]) -> None:
+    from dit_accel.search.pursuit import Clock
+
+    Clock(budget["minutes"])
+    if budget["memory_gb"] is not None and not budget["memory_gb"] > 0:
+        raise BadUsage(
+            f"asked to keep {budget['memory_gb']:g} gigabytes; a search stores outputs. "
+            "Give --memory-gb above 0, or leave it out."
+        )
+    other = [name for name in ("delta", "psnr") if goals[name] is not None]
+    other += [name for name in ("minutes", "memory_gb", "sites") if budget[name]]
+    if method == "timeline" and other:
+        raise BadUsage(
+            f"asked for --{other[0].replace('_', '-')} with --method timeline; it takes --speedup, or makes "
+            "its three recipes. Leave the option out, or use --method ditfastattn."
+        )
+
+
+def _ditfastattn(
+    model: "Model", arguments: dict[str, Any], out: Path, name: str, goals: dict[str, float | None],
+    budget: dict[str, Any], ending: "Ending",
+) -> None:  # fmt: skip
+    from dit_accel.cli.compare import table
+    from dit_accel.generate import steps_of
+    from dit_accel.search.ditfastattn import look
+    from dit_accel.search.goal import check_goal
+    from dit_accel.search.outcome import file_of
+    from dit_accel.search.pursuit import Clock, Pursuit
+
+    goal = check_goal(**goals, steps=steps_of(model, arguments))
+    clock = Clock(budget.pop("minutes"))
+    file = file_of(out, model.name, name)
+    asked.check_writable(file)
+    subject = look(model, ending.calibration, arguments, **budget)
+    state, page = file.with_suffix(".state.json"), file.with_suffix(".html")
+    with Bars() as bars:
+        held_out = len(ending.held_out)
+        pursuit = Pursuit(subject, goal, state, clock, bars, say, held_out=held_out)
+        found = pursuit.find()
+        result = pursuit.close(found, f"{model.name}/{name}", file, ending, page)
+    screen.print(table(result))
+    say(f"{file}: the recipe, delta {found.delta:g}, searched in {found.decisions.seconds / 60:.1f} minutes")
+    say(f"{page}: the plan, the errors behind it, the attention maps")
+
+
+def _timeline(
+    model: "Model", arguments: dict[str, Any], out: Path, name: str | None, speedup: float | None,
+    ending: "Ending",
+) -> None:  # fmt: skip
+    from dit_accel.search.timeline import GOALS, write_recipes
+
+    goals = GOALS if speedup is None else {name or f"timeline-{speedup:g}x": speedup}
+    if speedup is None and name is not None:
+        raise BadUsage(
+            f'asked for the name "{name}"; without --speedup three recipes are made: {", ".join(GOALS)}. '
+            "Give --speedup with it."
+        )
+    write_recipes(model, arguments, ending, goals, out, say)

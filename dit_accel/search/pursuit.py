@@ -1,0 +1,167 @@
+"""The DiTFastAttn search as a user asks for it: a goal, a budget in minutes, a state file, progress."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dit_accel.compare import Comparison, Options, Watch, compare
+from dit_accel.errors import BadUsage
+from dit_accel.recipe import Recipe
+from dit_accel.search import ditfastattn
+from dit_accel.search.ditfastattn import Subject
+from dit_accel.search.goal import Goal, Measured, pursue
+from dit_accel.search.greedy import Decisions
+from dit_accel.search.maps import attention_maps
+from dit_accel.search.outcome import Ending, finish
+from dit_accel.search.plan_page import search_page
+from dit_accel.search.saved import Saved, weights_of
+
+MEASURED_JOBS = 2  # calibration prompts on which a candidate's speed and quality are measured
+VERIFYING = 3.0  # dense generations that a held-out prompt takes: dense, recipe and rival
+
+
+@dataclass
+class Clock:
+    """A budget. `reserve` are the seconds that verification will take of it."""
+
+    minutes: float | None = None
+    reserve: float = 0.0
+    began: float = dataclasses.field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        if self.minutes is not None and not self.minutes > 0:
+            raise BadUsage(
+                f"asked to search within {self.minutes:g} minutes; a search takes some. "
+                "Give --minutes above 0, or leave it out."
+            )
+
+    def ended(self) -> bool:
+        """Whether only verification still fits."""
+        return self.minutes is not None and time.monotonic() - self.began > 60 * self.minutes - self.reserve
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a pursuit ends with."""
+
+    recipe: Recipe
+    delta: float
+    decisions: Decisions
+    tried: Mapping[float, Measured]
+
+
+class Pursuit:
+    """One run of the command. Raises BadUsage before a generation where the budget cannot be kept."""
+
+    def __init__(
+        self, subject: Subject, goal: Goal, state: Path, clock: Clock, watch: Watch,
+        tell: Callable[[str], None], tries: int = 5, held_out: int = 2,
+    ):  # fmt: skip
+        self.subject, self.goal, self.clock, self.watch, self.tell = subject, goal, clock, watch, tell
+        self.tries, self.held_out = tries, held_out
+        self.saved = Saved(state, asked_of(subject))
+        self.searches = 0
+
+    def find(self) -> Found:
+        """Search, with several deltas where the goal is not one."""
+        delta, tried = pursue(self.goal, self._measure, self.clock.ended, self.tries)
+        decisions = self.saved.decisions(delta)
+        if self.goal.kind != "delta" and not self.goal.reached(tried[delta]):
+            self.tell(
+                f"no recipe reached --{self.goal.kind} {self.goal.value:g}; the nearest has "
+                f"{tried[delta][self.goal.kind]:.2f}"
+            )
+        if not decisions.finished:
+            self.tell(unfinished(decisions, self.subject))
+        for note in decisions.notes:
+            self.tell(note)
+        return Found(ditfastattn.recipe_of(self.subject, decisions), delta, decisions, tried)
+
+    def _measure(self, delta: float) -> Measured:
+        """Search with a delta; where the goal asks for it, measure what came of it."""
+        decisions, key = self.saved.decisions(delta), repr(delta)
+        most = 1 if self.goal.kind == "delta" else self.tries
+        self.watch.generation(self.searches, most, f"search, delta {delta:g}")
+        self.searches += 1
+        began = time.monotonic()
+
+        def told(done: int, total: int) -> None:
+            if not self.clock.reserve:
+                self._reserve(time.monotonic() - began)
+            self.watch.step(done, total)
+
+        recipe = ditfastattn.search(
+            self.subject, delta, decisions, self.clock.ended, lambda: self.saved.save(now=False), told
+        )
+        self.saved.save()
+        if self.goal.kind == "delta":
+            return {}
+        if key not in self.saved.measured or not decisions.finished:
+            jobs = self.subject.jobs[:MEASURED_JOBS]
+            result = compare(self.subject.model, recipe, jobs, self.subject.arguments, Options())
+            psnr = result.columns["recipe"].mean("psnr") or 0.0
+            self.saved.measured[key] = {"speedup": result.speedup(), "psnr": psnr}
+            self.saved.save()
+        measured = self.saved.measured[key]
+        self.tell(f"delta {delta:g}: {measured['speedup']:.2f}x, {measured['psnr']:.1f} dB")
+        return measured
+
+    def _reserve(self, first_step: float) -> None:
+        """Foresee what verification takes, from the first step of all calibration prompts together."""
+        generation = first_step / len(self.subject.jobs) * len(self.subject.levels)
+        self.clock.reserve = generation * (1 + VERIFYING * self.held_out)
+        if self.clock.ended():
+            raise BadUsage(
+                f"asked to search within {self.clock.minutes:g} minutes; to verify the recipe alone takes "
+                f"about {self.clock.reserve / 60:.1f}. Give more --minutes, or a smaller --held-out."
+            )
+
+    def close(self, found: Found, name: str, file: Path, ending: Ending, html: Path | None) -> Comparison:
+        """Verify on held-out prompts, write the recipe and the page."""
+        subject, recipe = self.subject, dataclasses.replace(found.recipe, name=name)
+        more: dict[str, Any] = {
+            "method": "ditfastattn",
+            "delta": found.delta,
+            "near": subject.near,
+            "search_minutes": round(found.decisions.seconds / 60, 2),
+        }
+        if not found.decisions.finished:
+            more["stopped"] = unfinished(found.decisions, subject)
+        _, result = finish(subject.model, recipe, subject.arguments, file, ending, self.watch, more)
+        if html is not None:
+            steps = sorted({len(subject.levels) * part // 4 for part in (1, 2, 3)})
+            maps = attention_maps(
+                subject.model, subject.jobs[0], subject.arguments, subject.levels, steps, subject.sites
+            )
+            page = search_page(result, subject, found.delta, found.decisions, maps)
+            html.parent.mkdir(parents=True, exist_ok=True)
+            html.write_text(page, encoding="utf-8")
+        return result
+
+
+def unfinished(decisions: Decisions, subject: Subject) -> str:
+    """How far a search came that its budget ended."""
+    return (
+        f"the budget ended at step {max(0, len(decisions.picks) - 1)} of {len(subject.levels)}: what was not "
+        "decided stays full. The same command again goes on from there."
+    )
+
+
+def asked_of(subject: Subject) -> dict[str, Any]:
+    """All that a search depends on, but for delta: equal ones give equal decisions."""
+    arguments = {
+        name: value if isinstance(value, str | int | float | bool | None) else str(value)
+        for name, value in subject.arguments.items()
+    }
+    return {
+        "model": subject.model.name,
+        "weights": weights_of(ditfastattn.denoisers_of(subject.model)),
+        "arguments": arguments,
+        "prompts": [f"{job.seed}: {job.prompt}" for job in subject.jobs],
+        "levels": list(subject.levels),
+        "sites": list(subject.sites),
+        "near": subject.near,
+    }

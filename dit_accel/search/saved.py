@@ -1,0 +1,78 @@
+"""What a search has decided and measured, in a file that outlives an interruption.
+
+Decisions are letters and numbers, no tensors: a search that goes on replays the decided steps, which gives
+the same latents again, and decides the rest as it would have. The file appears whole or not at all.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dit_accel.errors import BadUsage
+from dit_accel.search.greedy import Decisions
+
+EVERY = 2.0  # seconds between two writes; what is lost is decided again
+
+
+class Saved:
+    """The state file of one search. `asked` says what is searched: a file of another search is refused."""
+
+    def __init__(self, file: Path, asked: Mapping[str, Any]):
+        self.file, self.asked = file, json.loads(json.dumps(asked))
+        self.searches: dict[str, Decisions] = {}
+        self.measured: dict[str, dict[str, float]] = {}
+        self._written = 0.0
+        if file.is_file():
+            self._read()
+
+    def decisions(self, delta: float) -> Decisions:
+        """What is decided at this delta, to be filled."""
+        return self.searches.setdefault(repr(delta), Decisions())
+
+    def save(self, now: bool = True) -> None:
+        """Write the file; not `now`: unless it was written a moment ago."""
+        if not now and time.monotonic() - self._written < EVERY:
+            return
+        self._written = time.monotonic()
+        searches = {delta: asdict(decisions) for delta, decisions in self.searches.items()}
+        state = {"schema": 1, "asked": self.asked, "searches": searches, "measured": self.measured}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=self.file.parent, delete=False) as file:
+            json.dump(state, file)
+        os.replace(file.name, self.file)
+
+    def _read(self) -> None:
+        try:
+            state = json.loads(self.file.read_text(encoding="utf-8"))
+            found = dict(state["asked"])
+            self.searches = {delta: Decisions(**each) for delta, each in state["searches"].items()}
+            self.measured = dict(state["measured"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BadUsage(
+                f"asked to go on with {self.file}; it is not the state of a search ({error}). Remove it."
+            ) from error
+        for key in {**found, **self.asked}:
+            if found.get(key) != self.asked.get(key):
+                raise BadUsage(
+                    f"asked to search with {key} {self.asked.get(key)}; {self.file} is the state of a search "
+                    f"with {key} {found.get(key)}. Give another --out or --name, or remove the file."
+                )
+
+
+def weights_of(modules: Mapping[str, nn.Module]) -> str:
+    """A short digest of a model's weights: the same name may come to mean other weights."""
+    digest = hashlib.sha256()
+    for module in modules.values():
+        for name, parameter in module.named_parameters():
+            head = parameter.detach().flatten()[:64].to("cpu", torch.float32)
+            digest.update(f"{name} {tuple(parameter.shape)}".encode() + head.numpy().tobytes())
+    return digest.hexdigest()[:16]
