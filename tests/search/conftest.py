@@ -11,6 +11,7 @@ from dit_accel.registry import FAMILIES
 from dit_accel.search import ditfastattn
 from dit_accel.search.greedy import Decisions
 from dit_accel.testing import TINY
+from dit_accel_kernels.block_attention import break_even
 
 CALLS = {
     "pixart_sigma": {"height": 512, "width": 256, "guidance_scale": 4.0, "use_resolution_binning": False},
@@ -40,6 +41,12 @@ def decide(subject, delta, ended=never, saved=lambda: None, told=lambda done, to
     """(recipe, decisions) of one search."""
     decisions = Decisions() if decisions is None else decisions
     return ditfastattn.search(subject, delta, decisions, ended, saved, told), decisions
+
+
+@pytest.fixture(autouse=True)
+def no_processor_decides(monkeypatch):
+    """Whether windows are worth it depends on this machine's break-even densities; decisions must not, here."""
+    monkeypatch.setattr(break_even, "density", lambda *given: None)
 
 
 @pytest.fixture(scope="session")
