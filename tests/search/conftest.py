@@ -45,7 +45,7 @@ def decide(subject, delta, ended=never, saved=lambda: None, told=lambda done, to
 
 @pytest.fixture(autouse=True)
 def no_processor_decides(monkeypatch):
-    """Whether windows are worth it depends on this machine's break-even densities; decisions must not, here."""
+    """Whether windows are worth it is up to a machine's break-even densities; what is decided here is not."""
     monkeypatch.setattr(break_even, "density", lambda *given: None)
 
 
