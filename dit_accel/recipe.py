@@ -4,8 +4,6 @@ A recipe validates alone: an unknown key, letter or method, a wrong length or ty
 that names file and line. Nothing here imports torch; `plan` fits the recipe to a pipeline.
 """
 
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any, NoReturn
 
 from dit_accel.errors import RecipeError, nearest
 from dit_accel.recipe_check import check
-from dit_accel.recipe_files import commit_of, copy_beside, download, verified
+from dit_accel.recipe_files import commit_of, copy_beside, download, verified, write_whole
 from dit_accel.recipe_method import build_method
 from dit_accel.recipe_names import (
     hub_address,
@@ -198,9 +196,5 @@ class Recipe:
         path.parent.mkdir(parents=True, exist_ok=True)
         if self.folder is not None:
             copy_beside(path.parent, {name: self.open_file(name) for name in self.files})
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", newline="\n", dir=path.parent, delete=False
-        ) as file:
-            file.write(self.to_toml())
-        os.replace(file.name, path)
+        write_whole(path, self.to_toml())
         return path

@@ -1,8 +1,13 @@
-"""The safetensors beside a recipe, and the Hub: nothing is used before its sha256 is checked."""
+"""Files of a recipe: the safetensors beside it, the Hub, and writing whole.
+
+Nothing from outside is used before its sha256 is checked.
+"""
 
 import hashlib
+import os
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -56,3 +61,13 @@ def commit_of(path: Path) -> str | None:
     """The commit of a file in the Hub's cache, so that its companions come from the same one."""
     found = re.search(r"/snapshots/([0-9a-f]{40})/", path.as_posix())
     return found[1] if found else None
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a text file that appears whole or not at all, in a folder that is made if need be."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", newline="\n", dir=file.parent, delete=False
+    ) as temporary:
+        temporary.write(text)
+    os.replace(temporary.name, file)

@@ -17,7 +17,7 @@ from dit_accel.search.greedy import Decisions
 from dit_accel.search.maps import attention_maps
 from dit_accel.search.outcome import Ending, finish
 from dit_accel.search.plan_page import search_page
-from dit_accel.search.saved import Saved, weights_of
+from dit_accel.search.saved import Saved, digest_of
 
 MEASURED_JOBS = 2  # calibration prompts on which a candidate's speed and quality are measured
 VERIFYING = 3.0  # dense generations that a held-out prompt takes: dense, recipe and rival
@@ -158,7 +158,7 @@ def asked_of(subject: Subject) -> dict[str, Any]:
     }
     return {
         "model": subject.model.name,
-        "weights": weights_of(ditfastattn.denoisers_of(subject.model)),
+        "weights": digest_of(ditfastattn.denoisers_of(subject.model)),
         "arguments": arguments,
         "prompts": [f"{job.seed}: {job.prompt}" for job in subject.jobs],
         "levels": list(subject.levels),

@@ -6,8 +6,6 @@ the same latents again, and decides the rest as it would have. The file appears 
 
 import hashlib
 import json
-import os
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,6 +16,7 @@ import torch
 from torch import nn
 
 from dit_accel.errors import BadUsage
+from dit_accel.recipe_files import write_whole
 from dit_accel.search.greedy import Decisions
 
 EVERY = 2.0  # seconds between two writes; what is lost is decided again
@@ -45,10 +44,7 @@ class Saved:
         self._written = time.monotonic()
         searches = {delta: asdict(decisions) for delta, decisions in self.searches.items()}
         state = {"schema": 1, "asked": self.asked, "searches": searches, "measured": self.measured}
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=self.file.parent, delete=False) as file:
-            json.dump(state, file)
-        os.replace(file.name, self.file)
+        write_whole(self.file, json.dumps(state))
 
     def _read(self) -> None:
         try:
@@ -68,7 +64,7 @@ class Saved:
                 )
 
 
-def weights_of(modules: Mapping[str, nn.Module]) -> str:
+def digest_of(modules: Mapping[str, nn.Module]) -> str:
     """A short digest of a model's weights: the same name may come to mean other weights."""
     digest = hashlib.sha256()
     for module in modules.values():

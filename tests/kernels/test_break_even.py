@@ -9,6 +9,7 @@ import torch
 from dit_accel_kernels import build
 from dit_accel_kernels.block_attention import Kind, block_attention, break_even, cpu, plan_blocks, starts_of
 from dit_accel_kernels.block_attention.bench import plan_of
+from tests.kernels.test_block_attention_cpu import needs_library
 
 
 def row(tokens, density, width=64, dtype="float32", backend="cpu", processor=None):
@@ -62,13 +63,6 @@ def test_a_broken_file_is_no_error(measured):
     break_even.SHIPPED.write_text("not json")
     break_even._rows.cache_clear()
     assert density(512) is None
-
-
-def needs_library():
-    q = torch.zeros(1, 1, 1, 8)
-    plan = plan_blocks(torch.ones(1, 1, 1), starts_of(1), starts_of(1), [Kind.ATTEND])
-    if reason := cpu.why_not(q, q, q, plan):
-        pytest.skip(reason)
 
 
 @torch.no_grad()

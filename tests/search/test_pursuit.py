@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dit_accel import recipe_files
 from dit_accel.errors import BadUsage
-from dit_accel.search import ditfastattn, maps, saved
+from dit_accel.search import ditfastattn, maps
 from dit_accel.search.goal import Goal
 from dit_accel.search.greedy import Decisions
 from dit_accel.search.pursuit import Clock, Pursuit, asked_of
@@ -118,7 +119,7 @@ def test_a_state_file_is_whole_at_every_moment(tmp_path, monkeypatch):
     state.save()
     before = (tmp_path / "x.json").read_text()
     state.decisions(0.1).picks.append("R")
-    monkeypatch.setattr(saved.json, "dump", _refuse)
+    monkeypatch.setattr(recipe_files.os, "replace", _refuse)
     with pytest.raises(AssertionError):
         state.save()
     assert (tmp_path / "x.json").read_text() == before
