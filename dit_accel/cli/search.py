@@ -11,10 +11,21 @@ from dit_accel.cli.screen import Bars, Debug, say, screen
 from dit_accel.errors import BadUsage, nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dit_accel.loading import Model
+    from dit_accel.search.method import Search
     from dit_accel.search.outcome import Ending
 
-METHODS = ("ditfastattn", "timeline")
+METHODS = ("ditfastattn", "ditfastattn_v2", "timeline")
+# options that some methods take and others do not
+OWN = {
+    "ditfastattn": ("delta", "speedup", "psnr", "minutes", "memory_gb", "sites", "full", "near"),
+    "ditfastattn_v2": (
+        "delta", "speedup", "psnr", "minutes", "memory_gb", "sites", "full", "menu", "error", "interval"
+    ),
+    "timeline": ("speedup",),
+}  # fmt: skip
 
 EXAMPLES = """
 **Examples**
@@ -22,6 +33,8 @@ EXAMPLES = """
 - `dit-accel search -m toys/pixart --method ditfastattn --delta 0.0003 --out recipes`
 - At least 1.3 times as fast, as near to dense as can be: `dit-accel search -m toys/wan --method ditfastattn
   --speedup 1.3 --minutes 10 --out recipes`
+- Head by head, with our own menu and the fast dense kernel for full heads: `dit-accel search -m toys/wan
+  --method ditfastattn_v2 --menu ours --full auto --psnr 35 --out recipes`
 - Whole spans of steps, three recipes: `dit-accel search -m toys/pixart --method timeline --out recipes`
 """
 
@@ -29,14 +42,22 @@ EXAMPLES = """
 def search(
     model: option.ModelName,
     method: Annotated[
-        str, typer.Option("--method", help="ditfastattn: per layer and step; timeline: whole steps.")
+        str,
+        typer.Option(
+            "--method",
+            help="ditfastattn: per layer and step; ditfastattn_v2: per head too; timeline: whole steps.",
+        ),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder: writes OUT/MODEL/NAME.toml, .html and .state.json.")
     ] = Path("recipes"),
     name: Annotated[str | None, typer.Option("--name", help="[default: the method's]")] = None,
     delta: Annotated[
-        float | None, typer.Option("--delta", help="Error allowed per step, |a - b|² / |a|².")
+        float | None,
+        typer.Option(
+            "--delta",
+            help="Error allowed, |a - b|² / |a|²: of a step's output, or (v2) of a layer's at a step.",
+        ),
     ] = None,
     speedup: Annotated[float | None, typer.Option("--speedup", help="At least so many times faster.")] = None,
     psnr: Annotated[float | None, typer.Option("--psnr", help="At least so many dB to dense.")] = None,
@@ -44,8 +65,35 @@ def search(
         float | None, typer.Option("--minutes", help="Budget: then the best legal recipe so far.")
     ] = None,
     near: Annotated[
-        str, typer.Option("--near", help="What a window sees: band (1/8 of the tokens each side) or brick.")
-    ] = "band",
+        str | None,
+        typer.Option(
+            "--near",
+            help="ditfastattn: what a window sees, band (1/8 of the tokens each side) or brick. "
+            "[default: band]",
+        ),
+    ] = None,
+    menu: Annotated[
+        str | None,
+        typer.Option("--menu", help="ditfastattn_v2: v2 (as published) or ours. [default: v2]"),
+    ] = None,
+    error: Annotated[
+        str | None,
+        typer.Option(
+            "--error",
+            help="ditfastattn_v2: of a head behind its projection (projected) or before it, as published "
+            "(head). [default: projected]",
+        ),
+    ] = None,
+    interval: Annotated[
+        int | None,
+        typer.Option("--interval", help="ditfastattn_v2: steps between two decisions. [default: 1]"),
+    ] = None,
+    full: Annotated[
+        str | None,
+        typer.Option(
+            "--full", help="Who attends for full heads: model, or auto, our fastest. [default: model]"
+        ),
+    ] = None,
     sites: Annotated[
         list[str] | None, typer.Option("--sites", help="Layers to search, as in a recipe. [default: all]")
     ] = None,
@@ -93,56 +141,74 @@ def search(
         "negative_prompt": negative_prompt,
     }
     goals = {"delta": delta, "speedup": speedup, "psnr": psnr}
-    budget = {"minutes": minutes, "near": near, "sites": tuple(sites or ()), "memory_gb": memory_gb}
-    _check_before_loading(method, goals, budget)
+    settings = {
+        "sites": sites,
+        "memory_gb": memory_gb,
+        "near": near,
+        "menu": menu,
+        "error": error,
+        "interval": interval,
+        "full": full,
+    }
+    settings = {key: value for key, value in settings.items() if value not in (None, [])}
+    _check_before_loading(method, goals | settings | {"minutes": minutes})
     loaded, arguments = asked.load_model(model, Place(device, dtype, offload), wanted)
-    count = num_prompts or (2 if method == "ditfastattn" else 4)
+    count = num_prompts or (4 if method == "timeline" else 2)
     calibration, fresh = split_jobs(loaded, prompts, count, held_out, seed)
     ending = Ending(calibration, fresh, own_command(), results, results_name)
     if method == "timeline":
         _timeline(loaded, arguments, out, name, speedup, ending)
     else:
-        _ditfastattn(loaded, arguments, out, name or method, goals, budget, ending)
+        _along(method, loaded, arguments, out, name or method, goals, settings, minutes, ending)
 
 
-def _check_before_loading(method: str, goals: dict[str, float | None], budget: dict[str, Any]) -> None:
+def _check_before_loading(method: str, given: dict[str, Any]) -> None:
     from dit_accel.search.pursuit import Clock
 
-    Clock(budget["minutes"])
-    if budget["memory_gb"] is not None and not budget["memory_gb"] > 0:
+    Clock(given["minutes"])
+    if given.get("memory_gb") is not None and not given["memory_gb"] > 0:
         raise BadUsage(
-            f"asked to keep {budget['memory_gb']:g} gigabytes; a search stores outputs. "
+            f"asked to keep {given['memory_gb']:g} gigabytes; a search stores outputs. "
             "Give --memory-gb above 0, or leave it out."
         )
-    other = [name for name in ("delta", "psnr") if goals[name] is not None]
-    other += [name for name in ("minutes", "memory_gb", "sites") if budget[name]]
-    if method == "timeline" and other:
+    other = [name for name, value in given.items() if value is not None and name not in OWN[method]]
+    if other:
+        taken = ", ".join(f"--{name.replace('_', '-')}" for name in OWN[method])
+        able = [name for name, options in OWN.items() if other[0] in options]
         raise BadUsage(
-            f"asked for --{other[0].replace('_', '-')} with --method timeline; it takes --speedup, or makes "
-            "its three recipes. Leave the option out, or use --method ditfastattn."
+            f"asked for --{other[0].replace('_', '-')} with --method {method}; it takes {taken}. "
+            f"Leave the option out, or use --method {' or '.join(able)}."
         )
 
 
-def _ditfastattn(
-    model: "Model", arguments: dict[str, Any], out: Path, name: str, goals: dict[str, float | None],
-    budget: dict[str, Any], ending: "Ending",
+def _look(method: str) -> "Callable[..., Search]":
+    if method == "ditfastattn":
+        from dit_accel.search.ditfastattn import look
+    else:
+        from dit_accel.search.ditfastattn_v2 import look
+    return look
+
+
+def _along(
+    method: str, model: "Model", arguments: dict[str, Any], out: Path, name: str,
+    goals: dict[str, float | None], settings: dict[str, Any], minutes: float | None, ending: "Ending",
 ) -> None:  # fmt: skip
+    """A search that runs along the pipeline."""
     from dit_accel.cli.compare import table
     from dit_accel.generate import steps_of
-    from dit_accel.search.ditfastattn import look
-    from dit_accel.search.goal import check_goal
+    from dit_accel.search.goal import FIRST_DELTAS, check_goal
     from dit_accel.search.outcome import file_of
     from dit_accel.search.pursuit import Clock, Pursuit
 
-    goal = check_goal(**goals, steps=steps_of(model, arguments))
-    clock = Clock(budget.pop("minutes"))
+    goal = check_goal(**goals, steps=steps_of(model, arguments), first=FIRST_DELTAS[method])
+    clock = Clock(minutes)
     file = file_of(out, model.name, name)
     asked.check_writable(file)
-    subject = look(model, ending.calibration, arguments, **budget)
+    search = _look(method)(model, ending.calibration, arguments, **settings)
     state, page = file.with_suffix(".state.json"), file.with_suffix(".html")
     with Bars() as bars:
         held_out = len(ending.held_out)
-        pursuit = Pursuit(subject, goal, state, clock, bars, say, held_out=held_out)
+        pursuit = Pursuit(search, goal, state, clock, bars, say, held_out=held_out)
         found = pursuit.find()
         result = pursuit.close(found, f"{model.name}/{name}", file, ending, page)
     screen.print(table(result))

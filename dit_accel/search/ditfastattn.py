@@ -14,6 +14,7 @@ from dit_accel.errors import BadUsage
 from dit_accel.loading import Model
 from dit_accel.recipe import Recipe
 from dit_accel.search import layer_picks, menu, subject
+from dit_accel.search.goal import FIRST_DELTAS
 from dit_accel.search.greedy import Decisions, Greedy, searched_layers
 from dit_accel.search.method import FULLS, Ended, Search, Told
 from dit_accel.search.subject import call_of, denoisers_of
@@ -32,7 +33,7 @@ class DiTFastAttn(Search):
 
     @property
     def first_delta(self) -> float:
-        return 3e-4  # 33 dB on toys/pixart
+        return FIRST_DELTAS[self.name]
 
     @property
     def near_set(self) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from dit_accel.errors import BadUsage
 
 REACH, CLOSE = 8.0, 1.25
+# where a pursuit begins, a delta that hurts little: errors of a step's output, and of a layer's at a step
+FIRST_DELTAS = {"ditfastattn": 3e-4, "ditfastattn_v2": 3e-3}
 LIMITS = (1e-9, 10.0)  # a relative squared error of 1 is an output that says nothing
 
 Measured = Mapping[str, float]  # "speedup" and "psnr"
@@ -44,7 +46,7 @@ class Goal:
 
 
 def check_goal(
-    delta: float | None, speedup: float | None, psnr: float | None, steps: int, example: float = 3e-4
+    delta: float | None, speedup: float | None, psnr: float | None, steps: int, first: float = 3e-4
 ) -> Goal:
     """The goal of a command line; BadUsage where it is none, more than one, or out of reach for anybody."""
     given = {"delta": delta, "speedup": speedup, "psnr": psnr}
@@ -53,7 +55,7 @@ def check_goal(
         found = " and ".join(f"--{kind} {value}" for kind, value in asked.items()) or "none of them"
         raise BadUsage(
             f"asked to search by DiTFastAttn; it takes one of --delta, --speedup and --psnr; found {found}. "
-            f"Give one: --delta {example:g} is a first try."
+            f"Give one: --delta {first:g} is a first try."
         )
     ((kind, value),) = asked.items()
     limits = {"delta": LIMITS, "speedup": (1.0, float(steps)), "psnr": (0.0, 100.0)}[kind]

@@ -17,7 +17,8 @@ from torch import nn
 from dit_accel.errors import BadUsage
 from dit_accel.recipe_files import write_whole
 
-EVERY = 2.0  # seconds between two writes; what is lost is decided again
+EVERY = 2.0  # seconds between two writes at least; what is lost is decided again
+SHARE = 30.0  # and so many times what a write takes
 
 
 class Saved:
@@ -30,7 +31,7 @@ class Saved:
         self.file, self.asked, self.kind = file, json.loads(json.dumps(asked)), kind
         self.searches: dict[str, Any] = {}
         self.measured: dict[str, dict[str, float]] = {}
-        self._written = 0.0
+        self._next = 0.0  # when a write is due
         if file.is_file():
             self._read()
 
@@ -40,12 +41,14 @@ class Saved:
 
     def save(self, now: bool = True) -> None:
         """Write the file; not `now`: unless it was written a moment ago."""
-        if not now and time.monotonic() - self._written < EVERY:
+        began = time.monotonic()
+        if not now and began < self._next:
             return
-        self._written = time.monotonic()
         searches = {delta: decisions.as_dict() for delta, decisions in self.searches.items()}
         state = {"schema": 1, "asked": self.asked, "searches": searches, "measured": self.measured}
         write_whole(self.file, json.dumps(state))
+        took = time.monotonic() - began  # the errors of many heads are a large file
+        self._next = began + max(EVERY, SHARE * took)
 
     def _read(self) -> None:
         try:

@@ -28,6 +28,37 @@ def test_a_recipe_its_state_and_its_page_are_written(command, tiny_folder, tmp_p
     assert other.code == 2 and "is the state of a search with prompts" in other.said
 
 
+def test_a_recipe_by_head_is_written_and_searched_once(command, tiny_folder, tmp_path):
+    words = ("search", "-m", tiny_folder("wan"), "--method", "ditfastattn_v2", "--delta", 0.02)
+    words += ("--steps", 9, "--num-prompts", 1, "--held-out", 1, "--out", tmp_path, "--full", "auto")
+    ran = command(*words, "--error", "head")
+    assert ran.code == 0, ran.said
+    file = tmp_path / "wan" / "ditfastattn_v2.toml"
+    recipe = Recipe.from_file(file)
+    assert recipe.choices["F"].parameters == {"backend": "auto"}
+    assert {len(text) for rows in recipe.attention.values() for row in rows.values() for text in row} == {4}
+    settings = {name: recipe.made_by[name] for name in ("menu", "error", "interval", "full", "delta")}
+    assert settings == {"menu": "v2", "error": "head", "interval": 1, "full": "auto", "delta": 0.02}
+    page = file.with_suffix(".html").read_text()
+    assert "blocks.1.attn1, head 3, step 4: " in page and "; tried r " in page
+    assert page.count(": near ") == 2 * 3 * 2
+    state = file.with_suffix(".state.json").read_text()
+    again = command(*words, "--error", "head")
+    assert again.code == 0, again.said
+    assert file.with_suffix(".state.json").read_text() == state
+    other = command(*words, "--error", "projected")
+    assert other.code == 2 and "is the state of a search with error head" in other.said
+
+
+def test_a_goal_by_head_begins_where_the_method_says(command, tiny_folder, tmp_path):
+    ran = command(
+        "search", "-m", tiny_folder("wan"), "--method", "ditfastattn_v2", "--psnr", 20, "--minutes", 5,
+        "--steps", 9, "--num-prompts", 1, "--held-out", 1, "--out", tmp_path,
+    )  # fmt: skip
+    assert ran.code == 0, ran.said
+    assert "delta 0.003: " in ran.said
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -43,6 +74,12 @@ def test_a_recipe_its_state_and_its_page_are_written(command, tiny_folder, tmp_p
         (["--method", "ditfastattn", "--speedup", "2", "--steps", "2"], "the first of 2 steps"),
         (["--method", "timeline", "--delta", "0.1"], "--delta with --method timeline"),
         (["--method", "timeline", "--minutes", "3"], "--minutes with --method timeline"),
+        (["--method", "timeline", "--full", "auto"], "--full with --method timeline; it takes --speedup."),
+        (["--method", "ditfastattn", "--menu", "v2"], "--menu with --method ditfastattn; it takes --delta"),
+        (["--method", "ditfastattn_v2", "--near", "band"], "or use --method ditfastattn."),
+        (["--method", "ditfastattn_v2"], "--delta 0.003 is a first try"),
+        (["--method", "ditfastattn_v2", "--delta", "0.1", "--interval", "0"], "a decision every 0 steps"),
+        (["--method", "ditfastattn_v2", "--delta", "0.1", "--menu", "all"], 'menu "all"; known: v2, ours'),
         (["--method", "timeline", "--name", "mine"], 'asked for the name "mine"'),
         (["--method", "ditfastattn", "--delta", "0.1", "--prompts", "gone.txt"], "gone.txt"),
     ],
