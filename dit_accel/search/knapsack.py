@@ -58,7 +58,7 @@ def solve(errors: np.ndarray, gains: Sequence[float], delta: float, cap: float =
 
 
 def _options(errors: np.ndarray, gains: np.ndarray, delta: float) -> _Options:
-    numbers = np.flatnonzero((errors <= delta) & (gains > 0))
+    numbers = np.flatnonzero(errors <= delta)
     numbers = np.concatenate([[NONE], numbers])
     of_gain = np.where(numbers == NONE, 0.0, gains[numbers])
     of_error = np.where(numbers == NONE, 0.0, errors[numbers])

@@ -106,3 +106,17 @@ def test_two_denoisers_each_begin_full(tiny):
     with api.accelerated(pipe, recipe, strict=True) as handle, stages(pipe):
         pipe(**call_of(subject.jobs, subject.arguments), output_type="latent")
         assert handle.report().counters["reuse"] == 2 * 2 * 10
+
+
+def test_full_heads_may_be_served_by_a_backend(tiny):
+    """The decisions are the same; what stays full has the backend, also where all of a layer does."""
+    made = tiny("wan")
+    plain, first = decide(made.look(jobs=JOBS[:1]), 1e-5)
+    fast, second = decide(made.look(jobs=JOBS[:1], full="auto"), 1e-5)
+    assert first.picks == second.picks and fast.timeline == plain.timeline
+    assert fast.choices["F"].parameters == {"backend": "auto"} and not plain.choices["F"].parameters
+    nothing, _ = decide(made.look(jobs=JOBS[:1], full="auto"), 1e-9)
+    assert set(nothing.attention["both"]) == {"blocks.0.attn1", "blocks.1.attn1"}
+    with api.accelerated(made.model.pipe, nothing, strict=True) as handle, stages(made.model.pipe):
+        made.model.pipe(**call_of(JOBS[:1], made.arguments), output_type="latent")
+        assert handle.report().counters["full_auto"] > 0

@@ -130,6 +130,35 @@ def test_without_anchors_the_recipe_is_bit_equal(menu, tiny):
     assert torch.equal(answers, latents_of(search, running))
 
 
+@pytest.mark.parametrize(
+    ("case", "menu", "rows"),
+    [
+        # every candidate, both tails side by side, a full pass that several heads complete at other steps
+        ("pixart_sigma", "ours", "FFFF tuwx rrry tuwF FFFt utut rrxt utux FFFF"),
+        ("pixart_sigma", "v2", "FFFF arcF rrrr caFr acac rrrr rrrr Facr FFFF"),
+        ("cogvideox", "v2", "FFFF aaFr rrar raFr rrrr rrrr aaaa Faar FFFF"),
+    ],
+)
+def test_given_picks_run_as_their_recipe(case, menu, rows, tiny):
+    search, made = look(tiny(case), jobs=JOBS, menu=menu), []
+    decisions, pipe = search.decided(), search.model.pipe
+    for key in search.keys():  # noqa: SIM118
+        for branch, row in (("cond", rows.split()), ("uncond", [text[::-1] for text in rows.split()])):
+            decisions.picks[place_of(branch, key)] = row
+            for step, text in enumerate(row):
+                pasts = decisions.histories(place_of(branch, key), step, 4)
+                assert all(search.candidates.legal(x, past) for x, past in zip(text, pasts, strict=True))
+    seen = latents_of(search, lambda: made.append(decide(search, 1.0, decisions=decisions)[0]))
+    assert not decisions.errors
+
+    def running():
+        with api.accelerated(pipe, made[0], strict=True), stages(pipe):
+            pipe(**call_of(search.jobs, search.arguments), output_type="latent")
+
+    again = latents_of(search, running)
+    assert float((seen - again).abs().max() / seen.abs().max()) < 2e-6
+
+
 def test_branches_decide_for_themselves(tiny):
     """Where text differs enough, what uncond may save is not what cond may."""
     search = look(tiny("qwen_image"), error="head")
