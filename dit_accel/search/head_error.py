@@ -7,10 +7,10 @@ projected   ours: |W_o[:, h] (y_m - y)_h|^2 / |W_o y|^2, the share of the layer'
             long as they are independent.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_accel.errors import BadUsage
@@ -26,25 +26,24 @@ def rse(y: Tensor, other: Tensor) -> Tensor:
     return off / spread.clamp_min(torch.finfo(torch.float64).tiny)
 
 
-@dataclass(frozen=True)
 class _Linear:
-    """A projection of heads, whatever a quantizer or LoRA made of it: what it does is asked of it."""
+    """A projection of heads without its bias, whatever a quantizer or LoRA made of it."""
 
-    module: nn.Module
-    bias: Tensor  # [1, C]: its answer to zeros
-    grams: Tensor  # [H, D, D] float32: W_h^T W_h
+    def __init__(self, module: nn.Module, heads: int, like: Tensor):
+        self.module = module
+        unit = torch.eye(heads * like.shape[3], dtype=like.dtype, device=like.device)
+        columns = self(unit).float().unflatten(0, (heads, -1))  # [H, D, C]
+        self.grams = columns @ columns.transpose(1, 2)  # [H, D, D] float32: W_h^T W_h
 
-    @classmethod
-    def of(cls, module: nn.Module, heads: int, like: Tensor) -> "_Linear":
-        width = heads * like.shape[3]
-        unit = torch.eye(width, dtype=like.dtype, device=like.device)
-        bias = module(torch.zeros_like(unit[:1]))
-        columns = (module(unit) - bias).float().unflatten(0, (heads, -1))  # [H, D, C]
-        return cls(module, bias, columns @ columns.transpose(1, 2))
+    def __call__(self, x: Tensor) -> Tensor:  # [..., H D] -> [..., C]
+        if type(self.module) is nn.Linear and self.module.weight.device == x.device:
+            return F.linear(x, self.module.weight)
+        # its weight may not be there to be read: what it does is asked of it
+        return self.module(x) - self.module(torch.zeros_like(x[:1]))
 
     def size(self, y: Tensor) -> float:
         """|W y|^2 of all heads: y [B, N, H, D]."""
-        return float((self.module(y.flatten(2)) - self.bias).square().sum(dtype=torch.float64))
+        return float(self(y.flatten(0, 1).flatten(1)).square().sum(dtype=torch.float64))
 
     def off(self, difference: Tensor, heads: list[int]) -> Tensor:
         """|W_h d_h|^2 of some heads: difference [B, N, h, D] -> float64 [h]."""
@@ -58,9 +57,9 @@ class Projected:
     def __init__(self, attention: Any, like: Tensor):
         linear = projection_of(attention)
         heads = like.shape[2]
-        self.visual = _Linear.of(linear, heads, like)
+        self.visual = _Linear(linear, heads, like)
         own = getattr(attention, "to_add_out", None)
-        self.text = self.visual if own is None else _Linear.of(own, heads, like)
+        self.text = self.visual if own is None else _Linear(own, heads, like)
 
     def errors(self, y: Tensor, other: Tensor, heads: list[int], text: slice) -> Tensor:
         """Errors [h] of `heads`, which other [B, N, h, D] holds, against y [B, N, H, D]; `text` are rows."""

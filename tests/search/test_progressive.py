@@ -15,6 +15,7 @@ from dit_accel.search.progressive import HeadDecisions, place_of
 from dit_accel.search.saved import Saved
 from dit_accel.search.subject import call_of
 from dit_accel.stages import stages
+from dit_accel_kernels.block_attention import break_even
 from tests.search.conftest import JOBS, decide
 from tests.search.head_replay import HeadReplay
 
@@ -235,6 +236,15 @@ def test_a_search_leaves_the_pipeline_as_it_was(tiny):
     first, second = decide(look(made), 1e-3), decide(look(made), 1e-3)
     assert {name: module.__dict__.keys() for name, module in transformer.named_modules()} == before
     assert first[1].picks == second[1].picks and first[1].errors == second[1].errors
+
+
+def test_what_is_slower_than_dense_here_is_left_out(tiny, monkeypatch):
+    monkeypatch.setattr(break_even, "density", lambda *given: 0.0)
+    search = look(tiny("pixart_sigma"), menu="ours")
+    _, found = decide(search, 10.0)
+    assert {x for row in found.picks.values() for text in row for x in text} == {"F", "r"}
+    assert [note for note in found.notes if note.startswith("tail_own is left out: density")]
+    assert len(found.notes) == 5
 
 
 def test_two_denoisers_each_begin_full(tiny):
