@@ -63,11 +63,9 @@ def commit_of(path: Path) -> str | None:
     return found[1] if found else None
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a text file that appears whole or not at all, in a folder that is made if need be."""
+def write_whole(file: Path, content: str | bytes) -> None:
+    """Write a file that appears whole or not at all, in a folder that is made if need be; text as UTF-8."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", newline="\n", dir=file.parent, delete=False
-    ) as temporary:
-        temporary.write(text)
+    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
+        temporary.write(content.encode("utf-8") if isinstance(content, str) else content)
     os.replace(temporary.name, file)

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from dit_accel.search.method import Search
     from dit_accel.search.outcome import Ending
 
-METHODS = ("ditfastattn", "ditfastattn_v2", "timeline")
+METHODS = ("ditfastattn", "ditfastattn_v2", "plan", "timeline")
 # options that some methods take and others do not
 OWN = {
     "ditfastattn": ("delta", "speedup", "psnr", "minutes", "memory_gb", "sites", "full", "near"),
     "ditfastattn_v2": (
         "delta", "speedup", "psnr", "minutes", "memory_gb", "sites", "full", "menu", "error", "interval"
     ),
+    "plan": ("delta", "speedup", "psnr", "minutes", "memory_gb", "sites"),
     "timeline": ("speedup",),
 }  # fmt: skip
 
@@ -35,6 +36,8 @@ EXAMPLES = """
   --speedup 1.3 --minutes 10 --out recipes`
 - Head by head, with our own menu and the fast dense kernel for full heads: `dit-accel search -m toys/wan
   --method ditfastattn_v2 --menu ours --full auto --psnr 35 --out recipes`
+- Every head's kind at every step, by its price in seconds and its error in the video: `dit-accel search
+  -m toys/wan --method plan --speedup 1.8 --out recipes`
 - Whole spans of steps, three recipes: `dit-accel search -m toys/pixart --method timeline --out recipes`
 """
 
@@ -45,7 +48,8 @@ def search(
         str,
         typer.Option(
             "--method",
-            help="ditfastattn: per layer and step; ditfastattn_v2: per head too; timeline: whole steps.",
+            help="ditfastattn: per layer and step; ditfastattn_v2: per head too; plan: one budget for all; "
+            "timeline: whole steps.",
         ),
     ],
     out: Annotated[
@@ -56,7 +60,8 @@ def search(
         float | None,
         typer.Option(
             "--delta",
-            help="Error allowed, |a - b|² / |a|²: of a step's output, or (v2) of a layer's at a step.",
+            help="Error allowed, |a - b|² / |a|²: of a step's output, of a layer's at a step (v2), or, as "
+            "foretold, of the frames (plan).",
         ),
     ] = None,
     speedup: Annotated[float | None, typer.Option("--speedup", help="At least so many times faster.")] = None,
@@ -156,7 +161,9 @@ def search(
     count = num_prompts or (4 if method == "timeline" else 2)
     calibration, fresh = split_jobs(loaded, prompts, count, held_out, seed)
     ending = Ending(calibration, fresh, own_command(), results, results_name)
-    if method == "timeline":
+    if method == "plan":
+        _plan(loaded, arguments, out, name or method, goals, settings, minutes, ending)
+    elif method == "timeline":
         _timeline(loaded, arguments, out, name, speedup, ending)
     else:
         _along(method, loaded, arguments, out, name or method, goals, settings, minutes, ending)
@@ -214,6 +221,30 @@ def _along(
     screen.print(table(result))
     say(f"{file}: the recipe, delta {found.delta:g}, searched in {found.decisions.seconds / 60:.1f} minutes")
     say(f"{page}: the plan, the errors behind it, the attention maps")
+
+
+def _plan(
+    model: "Model", arguments: dict[str, Any], out: Path, name: str, goals: dict[str, float | None],
+    settings: dict[str, Any], minutes: float | None, ending: "Ending",
+) -> None:  # fmt: skip
+    """One plan for the whole pipeline."""
+    from dit_accel.cli.compare import table
+    from dit_accel.generate import steps_of
+    from dit_accel.search.goal import check_goal
+    from dit_accel.search.heads.command import close, open_search
+    from dit_accel.search.outcome import file_of
+    from dit_accel.search.pursuit import Clock
+
+    goal = check_goal(**goals, steps=steps_of(model, arguments), first=0.001)
+    clock = Clock(minutes)
+    file = file_of(out, model.name, name)
+    asked.check_writable(file)
+    with Bars() as bars:
+        found = open_search(model, arguments, ending, goal, clock, file, settings, bars, say)
+        best = found.find()
+        result = close(found, best, f"{model.name}/{name}", file, ending, clock)
+    screen.print(table(result))
+    say(f"{file}: the recipe; {file.with_suffix('.html')}: the plan, its errors, the attention maps")
 
 
 def _timeline(

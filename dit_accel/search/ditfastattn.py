@@ -46,7 +46,7 @@ class DiTFastAttn(Search):
 
     def stored_bytes(self) -> int:
         """An output and a residual of every layer and branch."""
-        return 2 * self.stored_rows * self.item_bytes * sum(self.width(key) for key in self.keys())
+        return 2 * self.stored_rows * self.item_bytes * sum(self.width(key) for key in self.layers())
 
     def run(
         self, delta: float, decisions: Decisions, ended: Ended, saved: Callable[[], None], told: Told
@@ -70,7 +70,7 @@ class DiTFastAttn(Search):
 
     def recipe_of(self, decisions: Decisions) -> Recipe:
         rows, layer = {}, dict.fromkeys(denoisers_of(self.model), 0)
-        for key in self.keys():
+        for key in self.layers():
             history = decisions.history(key[0], layer[key[0]], len(self.levels))
             rows[key] = menu.rows_of(history, self.joint)
             layer[key[0]] += 1
@@ -86,7 +86,7 @@ class DiTFastAttn(Search):
         rows = menu.rows_of(menu.FULL, self.joint, storing=True)
         rows += menu.future(self.joint, windows=True, shared=False)
         rows += menu.idle(len(self.levels) - len(rows.cond))
-        return menu.recipe_of(dict.fromkeys(self.keys(), rows), self.levels, self.near_set, self.made_for)
+        return menu.recipe_of(dict.fromkeys(self.layers(), rows), self.levels, self.near_set, self.made_for)
 
 
 def look(

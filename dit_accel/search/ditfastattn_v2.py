@@ -47,7 +47,7 @@ class DiTFastAttnV2(Search):
     @functools.cached_property
     def heads(self) -> Mapping[Key, int]:
         """Layers in forward order, with their heads."""
-        return {key: self.attention(key).heads for key in self.keys()}
+        return {key: self.attention(key).heads for key in self.layers()}
 
     @property
     def first_delta(self) -> float:

@@ -115,17 +115,20 @@ class Search(Subject, ABC):
 
     def asked(self) -> dict[str, Any]:
         """All that a search depends on, but for delta: equal ones give equal decisions."""
-        arguments = {
-            name: value if isinstance(value, str | int | float | bool | None) else str(value)
-            for name, value in self.arguments.items()
-        }
-        return {
-            "model": self.model.name,
-            "weights": digest_of(denoisers_of(self.model)),
-            "arguments": arguments,
-            "prompts": [f"{job.seed}: {job.prompt}" for job in self.jobs],
-            "levels": list(self.levels),
-            "sites": list(self.sites),
-            "method": self.name,
-            **self.settings,
-        }
+        return asked_of(self) | {"method": self.name, **self.settings}
+
+
+def asked_of(subject: Subject) -> dict[str, Any]:
+    """What is searched, as JSON: the model and its weights, the call, the prompts, the layers."""
+    arguments = {
+        name: value if isinstance(value, str | int | float | bool | None) else str(value)
+        for name, value in subject.arguments.items()
+    }
+    return {
+        "model": subject.model.name,
+        "weights": digest_of(denoisers_of(subject.model)),
+        "arguments": arguments,
+        "prompts": [f"{job.seed}: {job.prompt}" for job in subject.jobs],
+        "levels": list(subject.levels),
+        "sites": list(subject.sites),
+    }

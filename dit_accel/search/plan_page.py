@@ -3,21 +3,28 @@
 import base64
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 import numpy as np
 
 from dit_accel import media
 from dit_accel.compare import Comparison
 from dit_accel.page import comparison_page
-from dit_accel.search.maps import Map
-from dit_accel.search.method import Decided, Search
+from dit_accel.search.maps import Map, attention_maps
+from dit_accel.search.subject import Subject
 
 
-def search_page(
-    result: Comparison, search: Search, delta: float, decisions: Decided, maps: Sequence[Map]
-) -> str:
-    """One self-contained file: the comparison on held-out prompts, with why the plan is as it is."""
-    return comparison_page(result, more=search.picture(delta, decisions) + _maps(maps))
+def write_page(html: Path, result: Comparison, subject: Subject, picture: str) -> None:
+    """One self-contained file: the comparison on held-out prompts, with why the plan is as it is.
+
+    `picture` is what was chosen and the errors behind it, as HTML; maps of a dense run are made here.
+    """
+    steps = sorted({len(subject.levels) * part // 4 for part in (1, 2, 3)})
+    maps = attention_maps(
+        subject.model, subject.jobs[0], subject.arguments, subject.levels, steps, subject.sites
+    )
+    html.parent.mkdir(parents=True, exist_ok=True)
+    html.write_text(comparison_page(result, more=picture + _maps(maps)), encoding="utf-8")
 
 
 def _maps(maps: Sequence[Map]) -> str:

@@ -11,10 +11,9 @@ from dit_accel.compare import Comparison, Options, Watch, compare
 from dit_accel.errors import BadUsage
 from dit_accel.recipe import Recipe
 from dit_accel.search.goal import Goal, Measured, pursue
-from dit_accel.search.maps import attention_maps
 from dit_accel.search.method import Decided, Search
 from dit_accel.search.outcome import Ending, finish
-from dit_accel.search.plan_page import search_page
+from dit_accel.search.plan_page import write_page
 from dit_accel.search.saved import Saved
 
 MEASURED_JOBS = 2  # calibration prompts on which a candidate's speed and quality are measured
@@ -130,13 +129,7 @@ class Pursuit:
             more["stopped"] = unfinished(found.decisions, search)
         _, result = finish(search.model, recipe, search.arguments, file, ending, self.watch, more)
         if html is not None:
-            steps = sorted({len(search.levels) * part // 4 for part in (1, 2, 3)})
-            maps = attention_maps(
-                search.model, search.jobs[0], search.arguments, search.levels, steps, search.sites
-            )
-            page = search_page(result, search, found.delta, found.decisions, maps)
-            html.parent.mkdir(parents=True, exist_ok=True)
-            html.write_text(page, encoding="utf-8")
+            write_page(html, result, search, search.picture(found.delta, found.decisions))
         return result
 
 

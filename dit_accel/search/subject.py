@@ -64,7 +64,7 @@ class Subject:
         calls = 2 if self.family.guidance == "sequential" else 1
         return calls * self.batch * (math.prod(self.grid) + self.text)
 
-    def keys(self) -> list[tuple[str, str]]:
+    def layers(self) -> list[tuple[str, str]]:
         """(component, site) of every layer."""
         found = [name.partition(".") for name in self.sites]
         return [(component, site) for component, _, site in found]

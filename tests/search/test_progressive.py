@@ -58,18 +58,18 @@ def test_decisions_are_those_of_a_replay(case, error, delta, tiny):
         "r": 1
     }
     batched = made.model.family.guidance == "batched"
-    modules = [search.attention(key) for key in search.keys()]  # noqa: SIM118
+    modules = [search.attention(key) for key in search.layers()]
     only_masks = {x: mask for x, (mask, _) in masks.items()}
     replay = HeadReplay(modules, batched, only_masks, gains, delta, error == "projected")
     pipe = made.model.pipe
     with replay.installed(), stages(pipe):
         pipe(**call_of(search.jobs, search.arguments), output_type="latent")
-    theirs = {place_of(b, search.keys()[n]): row for (n, b), row in replay.picks.items()}
+    theirs = {place_of(b, search.layers()[n]): row for (n, b), row in replay.picks.items()}
     assert found.picks == theirs
     used = set("".join(text for row in theirs.values() for text in row))
     assert used >= {"F", "r"} and any(len(set(x)) > 1 for row in theirs.values() for x in row)
     for (number, branch), steps in replay.errors.items():
-        mine = found.errors[place_of(branch, search.keys()[number])]
+        mine = found.errors[place_of(branch, search.layers()[number])]
         for step, errors in enumerate(steps, 1):
             assert mine[str(step)].keys() == errors.keys()
             for letter, own in errors.items():
@@ -143,7 +143,7 @@ def test_without_anchors_the_recipe_is_bit_equal(menu, tiny):
 def test_given_picks_run_as_their_recipe(case, menu, rows, tiny):
     search, made = look(tiny(case), jobs=JOBS, menu=menu), []
     decisions, pipe = search.decided(), search.model.pipe
-    for key in search.keys():  # noqa: SIM118
+    for key in search.layers():
         for branch, row in (("cond", rows.split()), ("uncond", [text[::-1] for text in rows.split()])):
             decisions.picks[place_of(branch, key)] = row
             for step, text in enumerate(row):
@@ -164,7 +164,7 @@ def test_branches_decide_for_themselves(tiny):
     """Where text differs enough, what uncond may save is not what cond may."""
     search = look(tiny("qwen_image"), error="head")
     recipe, found = decide(search, 2e-2)
-    key = search.keys()[1]
+    key = search.layers()[1]
     assert set(recipe.attention) == {"cond", "uncond"}
     assert found.picks[place_of("cond", key)] != found.picks[place_of("uncond", key)]
 

@@ -1,0 +1,256 @@
+"""The plan search: measure once, then plan, generate, and repair until the goal is met.
+
+Source: ours. Sensitivity-weighted projected errors in place of an equal threshold for every layer and step
+(DiTFastAttn, DiTFastAttnV2), one price of a second for the whole pipeline, and errors scaled by real runs.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dit_accel import api
+from dit_accel.compare import Job, Options, Watch, compare
+from dit_accel.generate import generate
+from dit_accel.plan import Key
+from dit_accel.recipe import Recipe
+from dit_accel.search.goal import Goal, Measured
+from dit_accel.search.heads import measuring
+from dit_accel.search.heads.candidates import menu
+from dit_accel.search.heads.measuring import Dense
+from dit_accel.search.heads.noted import Noted
+from dit_accel.search.heads.planning import PipelinePlan, Planner
+from dit_accel.search.heads.repair import blame
+from dit_accel.search.heads.segments import LayerPlan, LayerTable
+from dit_accel.search.heads.state import Arrays, State
+from dit_accel.search.heads.storing import bytes_of
+from dit_accel.search.heads.tables import full_is_faster, layer_table
+from dit_accel.search.heads.writing import recipe_of
+from dit_accel.search.subject import Subject
+
+AGES = 4  # the oldest value that a head or a module may answer with, in steps
+MEASURED_JOBS = 2
+CLOSE = 1.03  # a speedup so near to the goal is not looked for any closer
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A plan that was generated with."""
+
+    recipe: Recipe
+    plan: PipelinePlan
+    measured: Measured
+
+
+@dataclass
+class PlanSearch:
+    """One search. `ended` says that only verification still fits into the budget."""
+
+    subject: Subject
+    goal: Goal
+    state: State
+    watch: Watch
+    tell: Callable[[str], None]
+    ended: Callable[[], bool]
+    timed: Callable[[float], None] = lambda seconds: None  # hears what a dense generation takes
+    memory_gb: float | None = None
+    ages: int = AGES
+    tries: int = 6
+    tried: list[Tried] = field(default_factory=list[Tried])
+    frames: dict[Job, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.menu = menu(self.subject.grid, self.subject.text)
+
+    def stored_bytes(self) -> int:
+        """What a search keeps at most: far parts of every near set, and some rows of outputs, by age."""
+        subject, tails = self.subject, sum(each.method == "tail" for each in self.menu)
+        wide = max(subject.width(key) for key in subject.layers())
+        rows = subject.stored_rows // len(subject.jobs)  # one prompt at a time
+        return len(subject.sites) * (self.ages + 1) * rows * (tails + 1) * wide * subject.item_bytes
+
+    # ---- what is measured once
+
+    def measure(self) -> None:
+        """All measurements that the plans are made of; those of an interrupted search are kept."""
+        jobs = self.subject.jobs
+        stages = 2 + 2 * len(jobs)
+        self.watch.generation(0, stages, "the dense pipeline")
+        dense = self.state.once("dense", self._dense)
+        modules = {key: float(dense[_told(key)][0]) for key in self.subject.layers()}
+        self.dense = Dense(float(dense["seconds"][0]), modules)
+        self.timed(self.dense.seconds)
+        self.watch.generation(1, stages, "how attention errors are felt")
+        felt = self.state.once("felt", self._felt)
+        channels = {key: _channels(felt, key) for key in self.subject.layers()}
+        self.noted: list[dict[Key, Noted]] = []
+        weights = []
+        for number, job in enumerate(jobs):
+            if number and self.ended():
+                self.tell(f"the budget ended: the plan is made of {number} of {len(jobs)} prompts")
+                break
+            self.watch.generation(2 + 2 * number, stages, f"every choice, on {job.prompt!r}")
+            self.noted.append(self._scores(number, job, channels))
+            self.watch.generation(3 + 2 * number, stages, f"what errors come to, on {job.prompt!r}")
+            weights.append(self._weights(number, job))
+        self.weights = np.stack(weights)
+        self.backend = full_is_faster([next(iter(each.values())) for each in self.noted])
+        for reason in sorted(
+            {why for each in self.noted for n in each.values() for why in n.refused.values()}
+        ):
+            self.tell(f"left out of the menu: {reason}")
+
+    def _dense(self) -> Arrays:
+        dense = measuring.measure_dense(self.subject)
+        return {"seconds": np.array([dense.seconds])} | {
+            _told(key): np.array([seconds]) for key, seconds in dense.module.items()
+        }
+
+    def _felt(self) -> Arrays:
+        felt = measuring.look_at_attention(self.subject)
+        return {
+            f"{_told(key)} {stream}": np.stack([channels[stream] for channels in of])
+            for key, of in felt.items()
+            for stream in range(len(of[0]))
+        }
+
+    def _scores(
+        self, number: int, job: Job, channels: Mapping[Key, Sequence[measuring.Channels]]
+    ) -> dict[Key, Noted]:
+        def measure() -> Arrays:
+            noted = measuring.score(self.subject, self.menu, self.ages, channels, job, told=self.watch.step)
+            return {
+                f"{_told(key)}: {name}": a for key, each in noted.items() for name, a in each.arrays().items()
+            }
+
+        arrays = self.state.once(f"scores {number}", measure)
+        found: dict[Key, Arrays] = {key: {} for key in self.subject.layers()}
+        for key, own in found.items():
+            mark = f"{_told(key)}: "
+            own.update({name.removeprefix(mark): a for name, a in arrays.items() if name.startswith(mark)})
+        return {key: Noted.read(own, self.menu) for key, own in found.items()}
+
+    def _weights(self, number: int, job: Job) -> np.ndarray:
+        noted = self.noted[number]
+        every = max(1, round(len(self.subject.levels) / 10))
+        return self.state.once(
+            f"weights {number}",
+            lambda: {"steps": measuring.step_weights(self.subject, job, noted, every, self.watch.step)},
+        )["steps"]
+
+    # ---- plans
+
+    def planner(self, steps: np.ndarray, layers: Mapping[Key, float]) -> Planner:
+        """A planner whose errors are scaled by step [T] and by layer."""
+        tables: dict[Key, LayerTable] = {}
+        rest = self.dense.seconds
+        for key in self.subject.layers():
+            noted = [each[key] for each in self.noted]
+            dense = float(np.median([s for each in noted for s in each.seconds["dense"]]))
+            around = max(self.dense.module[key] - dense, 0.0)
+            rest -= 2 * len(self.subject.levels) * self.dense.module[key]
+            tables[key] = layer_table(noted, self.weights * steps * layers.get(key, 1.0), around)
+        limit = math.inf if self.memory_gb is None else self.memory_gb * 2**30
+        return Planner(tables, max(rest, 0.0), limit, self._bytes)
+
+    def _bytes(self, key: Key, plan: LayerPlan) -> int:
+        subject = self.subject
+        heads = subject.attention(key).heads
+        rows = subject.stored_rows // (2 * len(subject.jobs))  # of one prompt on one branch
+        return bytes_of(plan, rows, subject.width(key) // heads, subject.item_bytes)
+
+    def recipe(self, layers: Mapping[Key, LayerPlan], name: str = "plan") -> Recipe:
+        """The recipe of some layers' plans."""
+        subject = self.subject
+        return recipe_of(
+            layers, subject.levels, self.ages, self.backend, subject.made_for, name, self.memory_gb
+        )
+
+    # ---- the search
+
+    def find(self) -> Tried:
+        """Measure, plan, generate, repair; the best of what was generated."""
+        self.measure()
+        factors, layers = np.ones(len(self.subject.levels)), dict.fromkeys(self.subject.layers(), 1.0)
+        for number in range(self.tries):
+            planner = self.planner(factors, layers)
+            plan = self._aim(planner)
+            tried = self._try(plan, number)
+            self.tried.append(tried)
+            if self.ended():
+                break
+            if number % 2 == 0 and number + 1 < self.tries and plan.error > 0:
+                self.watch.generation(number, self.tries, "where the error comes from")
+                by_step, by_layer = blame(plan, len(factors), self._error)
+                factors, layers = factors * by_step, {k: layers[k] * by_layer[k] for k in layers}
+        return self.best()
+
+    def _aim(self, planner: Planner) -> PipelinePlan:
+        """The plan that should reach the goal, by what earlier tries came to."""
+        if self.goal.kind == "speedup":
+            # how many times slower generations were than foretold
+            ratios = [
+                self.dense.seconds / each.measured["speedup"] / each.plan.seconds for each in self.tried
+            ]
+            slower = float(np.median(ratios)) if ratios else 1.0
+            return planner.within_seconds(self.dense.seconds / (self.goal.value * CLOSE) / slower)
+        if self.goal.kind == "delta":
+            return planner.within_error(self.goal.value * self._power())
+        wanted = self._mse_sum(self.goal.value)
+        if self.tried:  # the predicted error that gave the error found, brought to what is wanted
+            last = self.tried[-1]
+            wanted *= max(last.plan.error, 1e-12) / self._mse_sum(last.measured["psnr"])
+        return planner.within_error(wanted)
+
+    def _power(self) -> float:
+        return float(np.square(self._dense_frames(self.subject.jobs[0]).astype(np.float64)).sum())
+
+    def _mse_sum(self, psnr: float) -> float:
+        """The squared error of all frames at so many dB."""
+        return 10 ** (-psnr / 10) * self._dense_frames(self.subject.jobs[0]).size
+
+    def _dense_frames(self, job: Job) -> np.ndarray:
+        if job not in self.frames:
+            sample = generate(self.subject.model, job.prompt, self.subject.arguments, job.seed)
+            self.frames[job] = sample.frames
+        return self.frames[job]
+
+    def _error(self, layers: Mapping[Key, LayerPlan]) -> float:
+        """The squared error of the first prompt's frames under some layers' plans."""
+        job = self.subject.jobs[0]
+        dense = self._dense_frames(job)
+        with api.accelerated(self.subject.model.pipe, self.recipe(layers)):
+            frames = generate(self.subject.model, job.prompt, self.subject.arguments, job.seed).frames
+        return float(np.square(frames.astype(np.float64) - dense).sum())
+
+    def _try(self, plan: PipelinePlan, number: int) -> Tried:
+        recipe = self.recipe(plan.layers)
+        self.watch.generation(number, self.tries, "a plan, beside the dense pipeline")
+        result = compare(
+            self.subject.model, recipe, self.subject.jobs[:MEASURED_JOBS], self.subject.arguments, Options()
+        )
+        psnr = result.columns["recipe"].mean("psnr") or 0.0
+        measured = {"speedup": result.speedup(), "psnr": psnr}
+        predicted = -10 * math.log10(max(plan.error, 1e-12) / self._mse_sum(0.0))
+        self.tell(
+            f"plan {number + 1}: {measured['speedup']:.2f}x, {psnr:.1f} dB "
+            f"(predicted {self.dense.seconds / plan.seconds:.2f}x, {predicted:.1f} dB)"
+        )
+        return Tried(recipe, plan, measured)
+
+    def best(self) -> Tried:
+        """Of what was generated the one that the goal prefers."""
+        if self.goal.kind == "delta":
+            return self.tried[-1]
+        tried = {float(number): each.measured for number, each in enumerate(self.tried)}
+        return self.tried[int(self.goal.best(tried))]
+
+
+def _told(key: Key) -> str:
+    return f"{key[0]}.{key[1]}"
+
+
+def _channels(felt: Arrays, key: Key) -> list[measuring.Channels]:
+    own = [felt[f"{_told(key)} {stream}"] for stream in range(2) if f"{_told(key)} {stream}" in felt]
+    return [tuple(table[step] for table in own) for step in range(len(own[0]))]

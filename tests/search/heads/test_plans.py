@@ -1,0 +1,198 @@
+"""Plans of the whole pipeline: goals by one price, recipes that run as planned, blame, and the state file."""
+
+import numpy as np
+import pytest
+
+from dit_accel import api
+from dit_accel.errors import BadUsage
+from dit_accel.generate import generate
+from dit_accel.search.goal import Goal
+from dit_accel.search.heads.candidates import Candidate, menu, near_sets
+from dit_accel.search.heads.planning import PipelinePlan, Planner
+from dit_accel.search.heads.repair import blame, ranges_of, without_steps
+from dit_accel.search.heads.search import PlanSearch
+from dit_accel.search.heads.segments import CC, CS, FULL, REUSE, RS, LayerPlan
+from dit_accel.search.heads.state import State
+from dit_accel.search.heads.writing import recipe_of
+from dit_accel.search.subject import look
+from tests.search.conftest import JOBS, never
+from tests.search.heads.test_scores import LARGER, SITE
+from tests.search.heads.test_segments import table
+
+
+class Silent:
+    def generation(self, done, total, what):
+        pass
+
+    def step(self, done, total):
+        pass
+
+
+def tables():
+    made = [table(n, steps=8, ages=3, heads=2, scale=10.0**-n) for n in range(3)]
+    return {("transformer", f"blocks.{n}.attn1"): each for n, each in enumerate(made)}
+
+
+def test_a_goal_in_seconds_is_met_and_nothing_dearer_is():
+    planner = Planner(tables(), rest=5.0)
+    free, fastest = planner.at(0.0), planner.at(1e9)
+    for share in (0.2, 0.5, 0.8):
+        wanted = free.seconds + share * (fastest.seconds - free.seconds)
+        plan = planner.within_seconds(wanted)
+        assert plan.seconds <= wanted
+        assert planner.at(plan.price * 0.8).seconds > wanted or plan.price < 1e-9
+    assert planner.within_seconds(0.0).seconds == fastest.seconds
+
+
+def test_a_goal_in_errors_is_met_and_uses_what_it_may():
+    planner = Planner(tables(), rest=5.0)
+    most = planner.at(1e9).error
+    for share in (1e-3, 0.05, 0.4):
+        plan = planner.within_error(share * most)
+        assert plan.error <= share * most
+        assert planner.at(plan.price * 1.3).error > share * most
+
+
+def test_a_layer_whose_errors_count_less_is_approximated_more():
+    plan = Planner(tables(), rest=0.0).at(0.02)
+    seconds = [layer.seconds for layer in plan.layers.values()]
+    assert seconds[0] > seconds[1] > seconds[2]
+
+
+def test_extents_of_a_grid_differ_and_save_something():
+    for grid in ((9, 16, 16), (1, 32, 32), (5, 7, 9), (1, 20, 12)):
+        found = near_sets(grid)
+        assert len(found) == len(set(found)) and all(0 < density <= 0.6 for density in found.values())
+    assert not near_sets((1, 8, 8)), "one brick holds it all"
+    methods = {candidate.method for candidate in menu((9, 16, 16))}
+    assert methods == {"brick", "tail", "residual", "coreset"}
+
+
+def plan_of_everything(near, tail, first=0):
+    """Twelve steps, four heads; two segments begin with an anchor; heads reuse, follow, see near, complete."""
+    plan = LayerPlan.full(12, 4)
+    actions = {1: CC, 2: CS, 3: RS, 4: CC, 6: RS, 7: CC, 8: CS, 9: RS}
+    for step, action in actions.items():
+        plan.actions[step] = action
+    heads = [(first + n) % 4 for n in range(4)]
+    for start, later in ((0, (1, 2, 4)), (5, (7, 8))):
+        plan.feeds[start][heads[0]] = plan.feeds[start][heads[3]] = tail
+        for step in later:
+            for head, kind in zip(heads, (tail, REUSE, near, tail), strict=True):
+                plan.picks[step][head] = kind
+            plan.follows[step][heads[3]] = plan.actions[step] == CC
+    plan.picks[10] = plan.picks[11] = [near] * 4
+    plan.by_step = [1.0] * 12
+    return plan
+
+
+@pytest.mark.parametrize("case", SITE)
+def test_a_recipe_runs_as_it_was_planned(case, tiny):
+    made = tiny(case, steps=12, **LARGER[case])
+    subject = made.look(jobs=JOBS[:1])
+    extent = next(iter(near_sets(subject.grid)))
+    near, tail = (Candidate(method, {"extent": extent}, 0.5) for method in ("brick", "tail"))
+    plans = {key: plan_of_everything(near, tail, n) for n, key in enumerate(subject.layers())}
+    recipe = recipe_of(plans, subject.levels, 4, True, subject.made_for)
+    with api.accelerated(made.model.pipe, recipe, strict=True) as handle:
+        generate(made.model, JOBS[0].prompt, made.arguments, JOBS[0].seed)
+        plan, counted = handle.session.plan, handle.report().counters
+    assert counted["brick"] > 0 and counted["tail"] > 0 and counted["anchor"] > 0 and counted["reuse"] > 0
+    for key, own in plans.items():
+        assert plan.attention[key].upgraded == 0
+        for step, action in enumerate(own.actions):
+            _check_step(plan, key, own, step, action)
+
+
+def _check_step(plan, key, own, step, action):
+    timeline = plan.timeline.get(key)
+    if timeline is not None:
+        names = [timeline.entry(step, branch).letters for branch in ("cond", "uncond")]
+        assert names == {CC: ["C", "C"], CS: ["C", "s"], RS: ["r", "s"]}[action]
+    if action == RS:
+        return
+    entry = plan.attention[key].entry(step, "cond")
+    for head, pick in enumerate(own.picks[step]):
+        method = next(m for m, heads in entry.groups if head in heads)
+        feed = own.feeds[step][head]
+        if feed is not None:
+            assert type(method).__name__ == "Anchor" and method.anchors == feed.build(max_age=4)
+        elif pick == FULL:
+            assert type(method).__name__ == "Full"
+        elif pick == REUSE:
+            assert type(method).__name__ == "Reuse"
+        else:
+            assert type(method).__name__.lower() == pick.method
+
+
+def test_blame_finds_the_steps_and_the_layer_that_matter():
+    layers = {}
+    for name in ("a", "b"):
+        plan = LayerPlan.full(11, 2)
+        for step in range(1, 11):
+            plan.actions[step], plan.by_step[step] = RS, 1.0
+        layers["transformer", name] = plan
+
+    def measure(given):
+        """Steps 3 and 4 of layer b cost all there is."""
+        return sum(100.0 for step in (3, 4) if given["transformer", "b"].actions[step] == RS) + 1.0
+
+    plan = PipelinePlan(1.0, layers, 20.0, 1.0)
+    steps, by_layer = blame(plan, 11, measure)
+    guilty = next(part for part in ranges_of(11) if 3 in part)
+    assert min(steps[guilty]) > 3.9 and steps[9] < 0.3
+    assert by_layer["transformer", "b"] > 1.9 > 0.3 > by_layer["transformer", "a"]
+
+
+def test_steps_that_are_made_full_still_feed_later_ones():
+    plan = plan_of_everything(*(Candidate(m, {"extent": (0, 0, 0)}, 0.1) for m in ("brick", "tail")))
+    freed = without_steps(plan, range(3, 6))
+    assert freed.feeds == plan.feeds
+    for step in range(12):
+        inside = 3 <= step < 6
+        assert freed.actions[step] == (CC if inside else plan.actions[step])
+        assert freed.picks[step] == ([FULL] * 4 if inside else plan.picks[step])
+        assert freed.follows[step] == ([False] * 4 if inside else plan.follows[step])
+
+
+def searching(made, tmp_path, **more):
+    subject = look(made.model, JOBS[:1], made.arguments)
+    state = State(tmp_path / "plan.state.safetensors", {"model": "tiny"})
+    return PlanSearch(subject, Goal("speedup", 1.6), state, Silent(), [].append, never, **more)
+
+
+@pytest.mark.parametrize("case", SITE)
+def test_a_search_ends_with_a_recipe_that_runs(case, tiny, tmp_path):
+    made = tiny(case, **LARGER[case])
+    found = searching(made, tmp_path, tries=1 + (case == "wan")).find()
+    assert found.plan.error > 0
+    with api.accelerated(made.model.pipe, found.recipe, strict=True) as handle:
+        generate(made.model, JOBS[1].prompt, made.arguments, JOBS[1].seed)
+        assert handle.report().did_something
+
+
+def test_a_search_that_was_killed_goes_on_with_what_it_measured(tiny, tmp_path, monkeypatch):
+    made = tiny("wan", **LARGER["wan"])
+    first = searching(made, tmp_path)
+    first.measure()
+    again = searching(made, tmp_path)
+    monkeypatch.setattr("dit_accel.search.heads.measuring.generate", None)  # nothing is measured twice
+    again.measure()
+    assert np.array_equal(first.weights, again.weights)
+    ones = np.ones(len(first.subject.levels))
+    plans = [each.planner(ones, {}).at(0.3) for each in (first, again)]
+    assert plans[0].layers == plans[1].layers and plans[0].error == plans[1].error
+
+
+def test_a_state_of_another_search_is_refused(tmp_path):
+    file = tmp_path / "x.state.safetensors"
+    state = State(file, {"model": "a"})
+    state.once("dense", lambda: {"seconds": np.array([1.5])})
+    assert State(file, {"model": "a"}).once("dense", lambda: pytest.fail("measured twice"))["seconds"] == [
+        1.5
+    ]
+    with pytest.raises(BadUsage, match="model b"):
+        State(file, {"model": "b"})
+    file.write_bytes(b"nothing of the kind")
+    with pytest.raises(BadUsage, match="not the state of a search"):
+        State(file, {"model": "a"})
