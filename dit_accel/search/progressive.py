@@ -94,8 +94,9 @@ class Progressive:
         row = self.decisions.picks.setdefault(place, [])
         self._count(place, step)
         if step >= len(row):
-            letters, errors = self._decide(visit, layer, row + [""] * (step - len(row)), attention)
-            row += [""] * (step - len(row)) + [letters]
+            row += [""] * (step - len(row))  # another denoiser ran
+            letters, errors = self._decide(visit, layer, row, attention)
+            row.append(letters)
             self.decisions.errors.setdefault(place, {})[str(step)] = errors
             self.saved()
         out = layer.answer(visit, row[step])
@@ -115,7 +116,7 @@ class Progressive:
         heads, ran = visit.q.shape[2], [text for text in row if text]
         if not ran:
             return FULL * heads, {}
-        histories = ["".join(text[h] if text else ABSENT for text in row) for h in range(heads)]
+        histories = self.decisions.histories(place_of(layer.branch, layer.key), len(row), heads)
         since = (len(ran) - 1) % self.terms.interval
         if since:
             held = ran[len(ran) - since]

@@ -107,6 +107,7 @@ class Layer:
 
     def _store(self, visit: AttentionVisit, letters: str, out: Tensor) -> None:
         full = [head for head, letter in enumerate(letters) if letter == FULL]
+        # which of them a head will complete is not known yet: each costs a full pass
         for candidate in self.menu.anchored if full else ():
             candidate.method.anchor.attend(self._visit(visit, candidate.letter, full))
         computed = [head for head, letter in enumerate(letters) if letter != REUSE]
