@@ -13,8 +13,9 @@ from dit_accel.errors import BadUsage, nearest
 if TYPE_CHECKING:
     from dit_accel.loading import Model
     from dit_accel.search.outcome import Ending
+    from dit_accel.search.vorta import Settings
 
-METHODS = ("ditfastattn", "timeline")
+METHODS = ("ditfastattn", "timeline", "vorta")
 
 EXAMPLES = """
 **Examples**
@@ -22,6 +23,8 @@ EXAMPLES = """
 - `dit-accel search -m toys/pixart --method ditfastattn --delta 0.0003 --out recipes`
 - At least 1.3 times as fast, as near to dense as can be: `dit-accel search -m toys/wan --method ditfastattn
   --speedup 1.3 --minutes 10 --out recipes`
+- Routers over full attention, coreset and sliding tiles: `dit-accel search -m toys/pixart --method vorta
+  --price latency --minutes 20 --out recipes`
 - Whole spans of steps, three recipes: `dit-accel search -m toys/pixart --method timeline --out recipes`
 """
 
@@ -29,7 +32,8 @@ EXAMPLES = """
 def search(
     model: option.ModelName,
     method: Annotated[
-        str, typer.Option("--method", help="ditfastattn: per layer and step; timeline: whole steps.")
+        str,
+        typer.Option("--method", help="ditfastattn: layer and step; vorta: head and noise; timeline: steps."),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder: writes OUT/MODEL/NAME.toml, .html and .state.json.")
@@ -52,9 +56,33 @@ def search(
     memory_gb: Annotated[
         float | None, typer.Option("--memory-gb", help="The most that may be stored.")
     ] = None,
+    training_steps: Annotated[
+        int | None, typer.Option("--steps-of-training", min=1, help="vorta: of its routers. [default: 100]")
+    ] = None,
+    micro_batches: Annotated[
+        int | None, typer.Option("--micro-batches", min=1, help="vorta: of a training step. [default: 4]")
+    ] = None,
+    price: Annotated[
+        str | None,
+        typer.Option("--price", help="vorta: published (full attention) or latency. [default: published]"),
+    ] = None,
+    coreset: Annotated[
+        str | None,
+        typer.Option("--coreset", help="vorta: published, or keys: no query drops. [default: published]"),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="vorta: of the scores at the end. [default: 1]")
+    ] = None,
+    tau: Annotated[
+        float | None, typer.Option("--tau", help="vorta: full where no score is so great.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="vorta: routers that were trained before.")
+    ] = None,
     prompts: Annotated[Path | None, typer.Option("--prompts", help="A text file, one prompt a line.")] = None,
     num_prompts: Annotated[
-        int | None, typer.Option("--num-prompts", min=1, help="Calibration prompts. [default: 2; timeline 4]")
+        int | None,
+        typer.Option("--num-prompts", min=1, help="Calibration prompts. [default: 2; timeline 4, vorta 8]"),
     ] = None,
     held_out: Annotated[int, typer.Option("--held-out", min=1, help="Prompts to verify on.")] = 4,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the first calibration prompt.")] = 1000,
@@ -94,18 +122,31 @@ def search(
     }
     goals = {"delta": delta, "speedup": speedup, "psnr": psnr}
     budget = {"minutes": minutes, "near": near, "sites": tuple(sites or ()), "memory_gb": memory_gb}
-    _check_before_loading(method, goals, budget)
+    training = {
+        "steps_of_training": training_steps,
+        "micro_batches": micro_batches,
+        "price": price,
+        "coreset": coreset,
+        "temperature": temperature,
+        "tau": tau,
+        "weights": weights,
+    }
+    _check_before_loading(method, goals, budget, training)
     loaded, arguments = asked.load_model(model, Place(device, dtype, offload), wanted)
-    count = num_prompts or (2 if method == "ditfastattn" else 4)
+    count = num_prompts or {"ditfastattn": 2, "timeline": 4, "vorta": 8}[method]
     calibration, fresh = split_jobs(loaded, prompts, count, held_out, seed)
     ending = Ending(calibration, fresh, own_command(), results, results_name)
     if method == "timeline":
         _timeline(loaded, arguments, out, name, speedup, ending)
+    elif method == "vorta":
+        _vorta(loaded, arguments, out, name or method, goals, minutes, training, ending)
     else:
         _ditfastattn(loaded, arguments, out, name or method, goals, budget, ending)
 
 
-def _check_before_loading(method: str, goals: dict[str, float | None], budget: dict[str, Any]) -> None:
+def _check_before_loading(
+    method: str, goals: dict[str, float | None], budget: dict[str, Any], training: dict[str, Any]
+) -> None:
     from dit_accel.search.pursuit import Clock
 
     Clock(budget["minutes"])
@@ -114,6 +155,13 @@ def _check_before_loading(method: str, goals: dict[str, float | None], budget: d
             f"asked to keep {budget['memory_gb']:g} gigabytes; a search stores outputs. "
             "Give --memory-gb above 0, or leave it out."
         )
+    if method == "vorta":
+        _check_vorta(goals, budget, training)
+    elif given := [name for name, value in training.items() if value is not None]:
+        raise BadUsage(
+            f"asked for --{given[0].replace('_', '-')} with --method {method}; it is an option of routers. "
+            "Leave it out, or use --method vorta."
+        )
     other = [name for name in ("delta", "psnr") if goals[name] is not None]
     other += [name for name in ("minutes", "memory_gb", "sites") if budget[name]]
     if method == "timeline" and other:
@@ -121,6 +169,73 @@ def _check_before_loading(method: str, goals: dict[str, float | None], budget: d
             f"asked for --{other[0].replace('_', '-')} with --method timeline; it takes --speedup, or makes "
             "its three recipes. Leave the option out, or use --method ditfastattn."
         )
+
+
+def _check_vorta(goals: dict[str, float | None], budget: dict[str, Any], training: dict[str, Any]) -> None:
+    from dit_accel.search.vorta import check_tau
+    from dit_accel.search.vorta_pursuit import check_routing_goal
+
+    check_tau(training["tau"])
+    check_routing_goal(goals["speedup"], goals["psnr"], training["tau"])
+    _settings(training)
+    other = [name for name, value in (("delta", goals["delta"]), *budget.items()) if value]
+    other = [
+        name for name in other if not (name == "minutes" or (name, budget.get(name)) == ("near", "band"))
+    ]
+    if other:
+        raise BadUsage(
+            f"asked for --{other[0].replace('_', '-')} with --method vorta; its routers decide for every "
+            "layer and store nothing. Leave the option out, or use --method ditfastattn."
+        )
+    file, made = (
+        training["weights"],
+        [k for k in ("steps_of_training", "micro_batches", "price") if training[k]],
+    )
+    if file is not None and (made or not file.is_file()):
+        found = f"--{made[0].replace('_', '-')} is given too" if made else "there is no such file"
+        raise BadUsage(
+            f"asked to use the routers in {file}; {found}. Give a file of routers alone, or train some."
+        )
+
+
+def _settings(training: dict[str, Any]) -> "Settings":
+    from dit_accel.search.vorta import Settings
+    from dit_accel.train.vorta.objective import Weights
+
+    weights = {"priced": training["price"], "temperature": training["temperature"]}
+    own = {"steps": training["steps_of_training"], "micro_batches": training["micro_batches"]}
+    own["coreset"] = training["coreset"]
+    return Settings(
+        weights=Weights(**{name: value for name, value in weights.items() if value is not None}),
+        **{name: value for name, value in own.items() if value is not None},
+    )
+
+
+def _vorta(
+    model: "Model", arguments: dict[str, Any], out: Path, name: str, goals: dict[str, float | None],
+    minutes: float | None, training: dict[str, Any], ending: "Ending",
+) -> None:  # fmt: skip
+    from dit_accel.cli.compare import table
+    from dit_accel.search.outcome import file_of
+    from dit_accel.search.pursuit import Clock
+    from dit_accel.search.vorta import Subject
+    from dit_accel.search.vorta_pursuit import VortaPursuit, check_routing_goal
+
+    goal = check_routing_goal(goals["speedup"], goals["psnr"], training["tau"])
+    clock, file = Clock(minutes), file_of(out, model.name, name)
+    asked.check_writable(file)
+    folder, page = file.with_suffix(".training"), file.with_suffix(".html")
+    subject = Subject(model, ending.calibration, arguments, _settings(training), folder)
+    with Bars() as bars:
+        pursuit = VortaPursuit(
+            subject, goal, training["tau"], clock, bars, say, len(ending.held_out), training["weights"]
+        )
+        result = pursuit.close(pursuit.find(), f"{model.name}/{name}", file, ending, page)
+    screen.print(table(result))
+    say(f"{file}: the recipe")
+    say(f"{page}: what the routers chose, and the losses of their training")
+    if training["weights"] is None:
+        say(f"{folder / 'routers.safetensors'}: the routers, for --weights")
 
 
 def _ditfastattn(

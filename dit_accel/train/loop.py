@@ -44,6 +44,7 @@ class LoopConfig:
     log_every: int = 10
     precision: str = "bf16"  # "no" is float32; float16 would need its loss scaled
     seed: int = 0
+    on_cpu: bool = False  # even where there is a GPU
     accumulate: int = 1  # micro-batches of a step, over all processes together
     recompute: bool = False  # activations of blocks are computed again in the backward, to save memory
     plot: bool = True  # loss.png beside the log
@@ -68,8 +69,12 @@ def learning_rate(config: LoopConfig, step: int) -> float:
 def train(
     module: nn.Module, loss_of: LossOf, config: LoopConfig, on_save: Callable[[int], None] | None = None,
     make_optimizer: MakeOptimizer = MuonAdam, told: Told | None = None,
-) -> None:  # fmt: skip
+    ended: Callable[[], bool] = lambda: False,
+) -> int:  # fmt: skip
     """Trains `module` in place up to `config.steps`, from the folder's checkpoint if it has one.
+
+    Returns the steps that are done: fewer than `config.steps` where `ended()` said after a step, in any of
+    the processes, that this is enough for now.
 
     `loss_of(module, number)` gives the mean loss of micro-batch `number`, and what to log; its randomness
     must be torch's or come from `number`. A checkpoint begins with `on_save(step)`, the average in place,
@@ -84,7 +89,7 @@ def train(
     if config.recompute:
         recompute_blocks(module)
     run = _Run(module, config, accelerator, make_optimizer)
-    first = run.resume()
+    done = first = run.resume()
     losses = accelerator.prepare_model(_Losses(module, loss_of))
     lead = accelerator.is_main_process
     with Bar(first, config.steps, told, lead) as bar:
@@ -96,19 +101,23 @@ def train(
                 means = _means(accelerator, run.log.take())
                 if lead:
                     run.log.write(done, means)
-            if done % config.save_every == 0 or done == config.steps:
+            stop = _means(accelerator, {"ended": float(ended())})["ended"] > 0
+            if stop or done % config.save_every == 0 or done == config.steps:
                 means = _means(accelerator, run.log.sums)
                 if lead:
                     run.save(done, means, on_save)
                     _plot(config, bar)
+            if stop:
+                break
     run.average.copy_to(module)
+    return done
 
 
 def accelerator_of(config: LoopConfig) -> Accelerator:
     """What runs the loop here: processes as launched, precision as configured; the CPU without a GPU."""
     accelerator = Accelerator(
         mixed_precision=config.precision,
-        cpu=not torch.cuda.is_available(),
+        cpu=config.on_cpu or not torch.cuda.is_available(),
         # a module may have weights that a micro-batch does not use
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )

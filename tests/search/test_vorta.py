@@ -1,0 +1,499 @@
+"""VORTA: what training runs is what a recipe runs; the loss is the paper's; a table becomes a recipe."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+
+from dit_accel import api
+from dit_accel.bricks import lay_bricks
+from dit_accel.errors import BadUsage, Slower
+from dit_accel.methods.attention.brick import Brick
+from dit_accel.methods.attention.coreset import Coreset
+from dit_accel.plan import resolve
+from dit_accel.recipe import Recipe
+from dit_accel.search import vorta
+from dit_accel.search.ditfastattn import call_of
+from dit_accel.search.goal import Goal
+from dit_accel.search.vorta import Settings, Subject, compile_table, letters_of, pick_tau, taus
+from dit_accel.sites import Denoiser
+from dit_accel.testing import far_from_zero
+from dit_accel.train.vorta import samples as made
+from dit_accel.train.vorta.branches import LETTERS, Branches, branches_of, mix, near, reduced
+from dit_accel.train.vorta.objective import Objective, Weights, draw, embeddings, measure_costs
+from dit_accel.train.vorta.router import Routers, load_routers, save_routers
+from dit_accel.train.vorta.samples import noised
+from dit_accel.visit import AttentionVisit
+from tests.search.conftest import JOBS, never
+
+ALL = ("pixart_sigma", "wan", "cogvideox", "qwen_image")
+SCALE = 0.3
+GRIDS = [(5, 9, 11), (1, 17, 23), (2, 6, 4)]  # ragged blocks and buckets, an image, a single block
+
+
+def make_visit(grid, num_text, text_first, hidden=False, dtype=torch.float32):
+    """Two samples and two heads; `hidden`: one sample cannot see every third key."""
+    visual = math.prod(grid)
+    total = visual + num_text
+    q, k, v = (x.to(dtype) for x in far_from_zero(3, 2, total, 2, 32))
+    mask = torch.ones(2, 1, 1, total, dtype=torch.bool)
+    mask[1, ..., ::3] = not hidden
+
+    def dense(q, k, v, mask):
+        scores = torch.einsum("bnhd,bmhd->bhnm", q, k) * SCALE
+        scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+        return torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v)
+
+    rows = slice(0, num_text) if text_first else slice(visual, total)
+    call = SimpleNamespace(
+        brick=None, checked_grid=lambda: grid, num_text=num_text, text_first=text_first, dense=dense,
+        text_rows=lambda _: rows, key=("transformer", "here"),
+        session=SimpleNamespace(note_once=lambda *_: None),
+    )  # fmt: skip
+    return AttentionVisit(q, k, v, mask if hidden else None, SCALE, (0, 1), call)  # pyright: ignore
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize(("num_text", "text_first"), [(0, True), (7, True), (7, False)])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_what_is_differentiated_is_what_runs(grid, num_text, text_first, hidden):
+    visit = make_visit(grid, num_text, text_first, hidden)
+    methods = [Brick(extent=(1, 0, 1)), Brick(extent=(0, 0, 0), brick=(1, 4, 4))]
+    methods += [branches_of(name, joint).coreset for name in ("published", "keys") for joint in (True, False)]
+    for method in methods:
+        found = near(visit, method.near) if isinstance(method, Brick) else reduced(visit, method)
+        torch.testing.assert_close(found, method.attend(visit), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("text_first", [True, False])
+def test_gradients_of_a_tile_are_those_of_a_masked_softmax(text_first):
+    grid, text, brick = (5, 9, 11), 7, (4, 4, 8)
+    visit = make_visit(grid, text, text_first, dtype=torch.float64)
+    for x in (visit.q, visit.k, visit.v):
+        x.requires_grad_(True)
+    layout = lay_bricks(grid, text, brick)
+    block = torch.bucketize(torch.arange(math.prod(grid) + text), layout.starts[1:].long(), right=True)
+    order = layout.permutation(text_first)
+    seen = torch.empty(len(order), len(order), dtype=torch.bool)
+    seen[order[:, None], order[None]] = layout.within_bricks((1, 0, 0))[block][:, block]
+    assert 0.1 < seen.double().mean() < 0.9
+    wanted = visit.call.dense(visit.q, visit.k, visit.v, seen)
+    found = near(visit, Brick(extent=(1, 0, 0), brick=brick).near)
+    torch.testing.assert_close(found, wanted)
+    direction = torch.randn_like(wanted)
+    inputs = (visit.q, visit.k, visit.v)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, inputs, direction),
+        torch.autograd.grad(wanted, inputs, direction),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_coreset_has_gradients_through_what_is_kept():
+    visit = make_visit((2, 3, 2), 0, True, dtype=torch.float64)
+    for x in (visit.q, visit.k, visit.v):
+        x.requires_grad_(True)
+    method = Coreset(queries="selected", keys="as_queries", reweight=False)
+    gradient = torch.autograd.grad(reduced(visit, method).sum(), visit.v)[0]
+    # every row of a bucket of 12 is a mean of the 6 values kept: the weights of 12 rows sum to 12
+    torch.testing.assert_close(gradient.sum(1), torch.full_like(gradient[:, 0], 12.0))
+    assert ((gradient.abs().amax(-1) > 0).sum(1) == 6).all()
+
+
+def test_a_mixture_is_weighed_head_by_head():
+    visit = make_visit((5, 9, 11), 0, True)
+    branches = branches_of("published", False)
+    scores = torch.tensor([[[0.0, 1.0, 0.0], [0.5, 0.25, 0.25]], [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]])
+    found = mix(visit, branches, scores)
+    full, core, tile = (method.attend(visit) for method in branches.methods)
+    torch.testing.assert_close(found[0, :, 0], core[0, :, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[1, :, 0], full[1, :, 0])
+    wanted = 0.5 * full[0, :, 1] + 0.25 * core[0, :, 1] + 0.25 * tile[0, :, 1]
+    torch.testing.assert_close(found[0, :, 1], wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[1, :, 1], tile[1, :, 1], rtol=1e-4, atol=1e-5)
+
+
+# ---- on models
+
+
+def subject_of(tiny, case, folder, jobs=JOBS, **settings):
+    """A subject with its samples made."""
+    model = tiny(case, steps=4)
+    subject = Subject(model.model, jobs, model.arguments, Settings(**settings), folder)
+    subject.prepare(lambda *_: None)
+    return subject
+
+
+def certain(subject, letter):
+    """Routers that choose one branch whatever the time is."""
+    routers = Routers(subject.sites, subject._width())
+    for linear, heads in zip(routers.linears, subject.sites.values(), strict=True):
+        torch.nn.init.zeros_(linear.weight)
+        bias = torch.zeros(heads, 3)
+        bias[:, LETTERS.index(letter)] = 1000.0
+        linear.bias.data = bias.flatten()
+    return routers
+
+
+def outputs_of_a_run(subject, recipe):
+    """What the denoiser gave out at the first step under a recipe, one for each branch, cond first."""
+    seen = []
+    pipe = subject.model.pipe
+    with api.accelerated(pipe, recipe, strict=True):
+        hook = pipe.transformer.register_forward_hook(
+            lambda module, args, output: seen.append(
+                output[0] if isinstance(output, tuple) else output.sample
+            )
+        )
+        pipe(**call_of(subject.jobs[:1], subject.arguments), output_type="latent")
+        hook.remove()
+    if subject.family.guidance == "batched":
+        return list(reversed(seen[0].chunk(2)))
+    return seen[:2]
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_certain_routers_train_what_their_recipe_runs(case, tiny, tmp_path):
+    subject = subject_of(tiny, case, tmp_path)
+    found = {}
+    for letter in LETTERS:
+        routers = certain(subject, letter)
+        recipe = subject.recipe(subject.table(routers), None)
+        wanted = outputs_of_a_run(subject, recipe)
+        objective = objective_of(subject)
+        with subject.routed.attached(), torch.no_grad():
+            for branch, output in zip(subject.samples[0].branches, wanted, strict=True):
+                mixed, scores = objective._mixed(routers, branch, 1.0)
+                assert all(each[..., LETTERS.index(letter)].eq(1).all() for each in scores.values())
+                torch.testing.assert_close(mixed, output, rtol=1e-3, atol=1e-4)
+        found[letter] = wanted[0]
+    assert not torch.allclose(found["F"], found["c"], atol=1e-4)
+    if case == "pixart_sigma":  # the other grids are one block
+        assert not torch.allclose(found["F"], found["t"], atol=1e-4)
+
+
+def objective_of(subject, weights=None, costs=(1.0, 0.5, 0.25), steps=10):
+    return Objective(
+        subject.routed, subject.samples, subject.schedule, subject.branches, weights or Weights(), costs,
+        steps=steps, accumulate=2, seed=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_only_routers_learn_and_all_of_them(case, tiny, tmp_path):
+    subject = subject_of(tiny, case, tmp_path, jobs=JOBS[:1])
+    module = subject.model.pipe.transformer.requires_grad_(True)
+    before = [module.get_submodule(site).processor for site in subject.sites]
+    routers = Routers(subject.sites, subject._width())
+    with subject.routed.attached():
+        objective_of(subject).loss(routers, 1)[0].backward()
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in module.parameters())
+    assert all(linear.weight.grad.abs().sum() > 0 for linear in routers.linears)
+    assert [module.get_submodule(site).processor for site in subject.sites] == before
+    assert not any("_dit_accel_key" in vars(module.get_submodule(site)) for site in subject.sites)
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_routers_see_the_time_and_nothing_else(case, tiny, tmp_path):
+    subject = subject_of(tiny, case, tmp_path)
+    embedded = embeddings(subject.routed, subject.samples[0], subject.schedule)
+    assert embedded.shape == (4, subject._width())
+    assert torch.equal(embedded, embeddings(subject.routed, subject.samples[1], subject.schedule))
+    assert (embedded[1:] - embedded[:-1]).abs().amax(1).min() > 0
+    # and at a time it is what a run embeds at this time
+    seen = []
+    embedder = subject.model.pipe.transformer.get_submodule(subject.family.time_embedder)
+    hook = embedder.register_forward_hook(lambda module, args, output: seen.append(output[:1]))
+    pipe = subject.model.pipe
+    pipe(**call_of(subject.jobs[:1], subject.arguments), output_type="latent")
+    hook.remove()
+    calls = len(seen) // 4
+    torch.testing.assert_close(torch.cat(seen[::calls]), embedded)
+
+
+def test_the_loss_is_that_of_the_paper(tiny, tmp_path):
+    subject = subject_of(tiny, "wan", tmp_path)
+    routers = Routers(subject.sites, subject._width(), seed=1)
+    draws = [draw(number, 2, subject.samples, 0) for number in range(400)]
+    fifths = np.array([int(each.time * 5) for each in draws])
+    assert (fifths[::2] == fifths[1::2]).all() and set(fifths) == set(range(5))
+    assert [each.least_noisy for each in draws] == (fifths == 0).tolist()
+    assert {each.sample for each in draws} == {each.branch for each in draws} == {0, 1}
+    times = np.array([each.time * 5 % 1 for each in draws])
+    assert times.min() < 0.05 and times.max() > 0.95 and abs(times.mean() - 0.5) < 0.05
+
+    plain, priced = objective_of(subject), objective_of(subject, Weights(priced="latency"))
+    low, high = (int(np.flatnonzero((fifths == 0) == is_low)[0]) for is_low in (True, False))
+    with subject.routed.attached(), torch.no_grad():
+        for number in (low, high):
+            torch.manual_seed(number)
+            loss, numbers = plain.loss(routers, number)
+            scores = routers(subject.routed.embedding(plain._noisy(subject.samples[0], draws[number])[0]))
+            wanted = sum(each[..., 0].square().mean() for each in scores.values())
+            assert numbers["price"] == pytest.approx(wanted.item(), rel=1e-5)
+            by_hand = 0.02 * numbers["price"] + (
+                40 * numbers["distil"] if number == low else numbers["flow"] + 20 * numbers["distil"]
+            )
+            assert loss.item() == pytest.approx(by_hand, rel=1e-5)
+            torch.manual_seed(number)
+            _, numbers = priced.loss(routers, number)
+            wanted = sum(
+                (each[..., 0] + 0.5 * each[..., 1] + 0.25 * each[..., 2]).mean() for each in scores.values()
+            )
+            assert numbers["price"] == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_what_the_model_should_answer_is_flow_or_what_it_predicts(tiny, tmp_path):
+    """The distance to noise - x0 by hand, on the model's own output."""
+    subject = subject_of(tiny, "wan", tmp_path)
+    objective = objective_of(subject)
+    with subject.routed.attached(), torch.no_grad():
+        number = next(n for n in range(99) if not draw(n, 2, subject.samples, 0).least_noisy)
+        drawn = draw(number, 2, subject.samples, 0)
+        torch.manual_seed(5)
+        _, numbers = objective.loss(certain(subject, "F"), number)
+        torch.manual_seed(5)
+        clean = subject.samples[drawn.sample].clean
+        noise = torch.randn(clean.shape)
+        given = dict(subject.samples[drawn.sample].branches[drawn.branch])
+        given["hidden_states"] = (1 - drawn.time) * clean + drawn.time * noise
+        given["timestep"] = torch.full_like(given["timestep"], drawn.time * 1000)
+        output = subject.model.pipe.transformer(**given)[0]
+    assert numbers["flow"] == pytest.approx((output - (noise - clean)).square().mean().item(), rel=1e-4)
+    assert numbers["distil"] == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("time", [0.0, 0.4217, 0.9999])
+def test_noise_is_added_as_schedulers_do(kind, time):
+    clean, noise = torch.randn(2, 1, 4, 8, 8)
+    scheduler = DDPMScheduler(prediction_type=kind)
+    noisy, timestep, answer = noised(scheduler, clean, noise, time)
+    step = torch.tensor([int(timestep)])
+    torch.testing.assert_close(noisy, scheduler.add_noise(clean, noise, step))
+    wanted = {"epsilon": noise, "sample": clean, "v_prediction": scheduler.get_velocity(clean, noise, step)}
+    torch.testing.assert_close(answer, wanted[kind])
+    flow = FlowMatchEulerDiscreteScheduler()
+    noisy, timestep, answer = noised(flow, clean, noise, time)
+    assert timestep == time * 1000
+    torch.testing.assert_close(noisy - time * answer, clean)
+    torch.testing.assert_close(noisy + (1 - time) * answer, noise)
+
+
+def test_the_softmax_hardens_to_the_temperature_asked_for(tiny, tmp_path):
+    subject = subject_of(tiny, "wan", tmp_path, jobs=JOBS[:1])
+    objective = objective_of(subject, Weights(temperature=0.25), steps=5)
+    assert [objective.temperature(step) for step in (0, 2, 4)] == pytest.approx([1.0, 0.5, 0.25])
+    routers = Routers(subject.sites, subject._width())
+    embedded = torch.randn(1, subject._width())
+    soft, hard = routers(embedded), routers(embedded, 0.25)
+    for site, scores in soft.items():
+        assert torch.allclose(scores.pow(4) / scores.pow(4).sum(-1, keepdim=True), hard[site], atol=1e-5)
+
+
+def test_costs_are_those_of_the_kernels_and_dense_where_it_runs_dense(tiny, tmp_path, monkeypatch):
+    subject = subject_of(tiny, "pixart_sigma", tmp_path, jobs=JOBS[:1])
+    clock, order = [0.0], []
+
+    def tick(seconds, name):
+        def attend(self, visit):
+            clock[0] += seconds
+            order.append((name, visit.brick))
+            return visit.q
+
+        return attend
+
+    def slower(self, visit):
+        raise Slower("too much is kept")
+
+    monkeypatch.setattr("dit_accel.train.vorta.objective.now", lambda: clock[0])
+    monkeypatch.setattr("dit_accel.methods.attention.full.Full.attend", tick(4.0, "full"))
+    monkeypatch.setattr(Coreset, "attend", tick(1.0, "coreset"))
+    monkeypatch.setattr(Brick, "attend", slower)
+    with subject.routed.attached():
+        assert measure_costs(subject.routed, subject.samples[0], subject.branches) == (1.0, 0.25, 1.0)
+    assert order[:4] == [("full", (1, 8, 16)), ("coreset", (1, 8, 16))] * 2
+
+
+# ---- from scores to a recipe
+
+BRANCHES = branches_of("published", False)
+
+
+def table_of(steps=6, heads=3, seed=0):
+    logits = np.random.default_rng(seed).normal(size=(2, steps, heads, 3)) * 1.5
+    scores = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    return {f"blocks.{layer}.attn1": scores[layer] for layer in range(2)}
+
+
+@pytest.mark.parametrize("tau", [None, 0.5, 0.7])
+def test_a_table_becomes_a_recipe_that_says_the_same(tau, tmp_path):
+    table = table_of()
+    for scores in table.values():
+        scores[3] = scores[2]  # two steps alike: one interval
+    levels = (1.0, 0.9, 0.75, 0.5, 0.3, 0.1)
+    recipe = compile_table(table, levels, BRANCHES, {"family": "wan", "steps": 6}, tau)
+    assert len(recipe.edges) == 6
+    recipe.save(tmp_path / "vorta.toml")
+    again = Recipe.from_file(tmp_path / "vorta.toml")
+    denoiser = Denoiser("transformer", dict.fromkeys(table, 3), {}, ("blocks.0", "blocks.1"))
+    plan = resolve(again, (denoiser,), levels)
+    for site, scores in table.items():
+        for step in range(6):
+            by_hand = "".join(
+                LETTERS[int(np.argmax(head))] if tau is None or head.max() >= tau else "F"
+                for head in scores[step]
+            )
+            for branch in ("cond", "uncond"):
+                assert plan.entry("attention", ("transformer", site), step, branch).letters == by_hand
+
+
+@pytest.mark.parametrize("tau", [0.3, 1 / 3, 1.0, -1.0])
+def test_a_threshold_that_changes_nothing_is_refused(tau):
+    with pytest.raises(BadUsage, match=r"never below 1/3, and never 1. Give one between them"):
+        compile_table(table_of(), (1.0, 0.9, 0.75, 0.5, 0.3, 0.1), BRANCHES, {"family": "wan"}, tau)
+
+
+def test_thresholds_make_the_asked_shares_full():
+    table = table_of(steps=20, heads=8)
+    found = taus(table, (0.0, 0.25, 0.5, 0.75))
+    assert found[0] is None and len(found) == 4
+    every = np.concatenate([scores.reshape(-1, 3) for scores in table.values()])
+    cheap = (letters_of(every, None) > 0).sum()
+    for tau, share in zip(found[1:], (0.25, 0.5, 0.75), strict=True):
+        assert (letters_of(every, tau) > 0).sum() / cheap == pytest.approx(1 - share, abs=0.02)
+    certain_full = {"blocks.0.attn1": np.array([[[1.0, 0.0, 0.0]]])}
+    assert taus(certain_full) == [None]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [(k, v) for k in ("speedup", "psnr") for v in (0, 1.25, 1.45, 9, 33, 99)]
+)
+def test_the_threshold_of_a_goal_is_the_best_there_is(kind, value):
+    candidates = [None, 0.4, 0.5, 0.6, 0.7, 0.8]
+    speeds, nearness = [1.6, 1.5, 1.4, 1.3, 1.2, 1.1], [20, 24, 28, 32, 36, 40]
+    known = {t: {"speedup": s, "psnr": p} for t, s, p in zip(candidates, speeds, nearness, strict=True)}
+    asked = []
+
+    def measure(tau):
+        asked.append(tau)
+        return known[tau]
+
+    goal = Goal(kind, value)
+    tau, tried = pick_tau(goal, candidates, measure, never)
+    reached = [t for t in candidates if known[t][kind] >= value]
+    other = "psnr" if kind == "speedup" else "speedup"
+    best = (
+        max(reached, key=lambda t: known[t][other]) if reached else max(known, key=lambda t: known[t][kind])
+    )
+    assert tau == best and len(asked) == len(set(asked)) == len(tried) <= 4
+    assert pick_tau(goal, candidates, measure, lambda: True)[0] is None  # the budget ended after the first
+
+
+# ---- weights
+
+
+def test_routers_come_back_from_their_file(tmp_path):
+    routers = Routers({"blocks.0.attn1": 2, "blocks.1.attn1": 2}, 8, seed=4)
+    told = {"family": "wan", "choices": BRANCHES.choices()}
+    file = tmp_path / "deep" / "routers.safetensors"
+    save_routers(file, routers, told)
+    again = load_routers(file, routers.sites, 8, told)
+    x = torch.randn(1, 8)
+    for site, scores in routers(x).items():
+        assert torch.allclose(again(x)[site], scores, atol=1e-3)
+    with pytest.raises(BadUsage, match=r"2 of its tensors do not fit: blocks.1.attn1.bias is absent there"):
+        load_routers(file_of_one_layer(tmp_path), routers.sites, 8, told)
+    with pytest.raises(BadUsage, match=r"blocks.0.attn1.bias is \(6,\) there and \(9,\) for this model"):
+        load_routers(file, dict.fromkeys(routers.sites, 3), 8, told)
+    with pytest.raises(BadUsage, match=r"with choices .* they were trained with .* Ask for that"):
+        load_routers(file, routers.sites, 8, told | {"choices": branches_of("keys", False).choices()})
+    (tmp_path / "not").write_bytes(b"anything")
+    with pytest.raises(BadUsage, match="cannot be read as safetensors"):
+        load_routers(tmp_path / "not", routers.sites, 8, told)
+
+
+def file_of_one_layer(folder):
+    file = folder / "first.safetensors"
+    save_routers(file, Routers({"blocks.0.attn1": 2}, 8), {"family": "wan"})
+    return file
+
+
+# ---- the whole search
+
+
+def test_a_training_that_was_cut_off_goes_on_to_the_same_routers(tiny, tmp_path, monkeypatch):
+    settings = {"steps": 4, "micro_batches": 2}
+    straight = subject_of(tiny, "wan", tmp_path / "straight", **settings)
+    monkeypatch.setattr(vorta, "measure_costs", lambda *_: (1.0, 0.5, 0.25))
+    wanted, done = straight.train(never, lambda *_: None)
+    assert done == 4
+    first = subject_of(tiny, "wan", tmp_path / "cut", **settings)
+    heard = []
+    _, done = first.train(lambda: len(heard) == 2, lambda *what: heard.append(what))
+    assert done == 2 and heard == [(1, 4), (2, 4)]
+
+    def refuse(model, job, arguments, whole, told):
+        assert not whole, "a sample that is there was made again"
+        return run(model, job, arguments, whole, told)
+
+    run = made._run
+    monkeypatch.setattr(made, "_run", refuse)
+    monkeypatch.setattr(vorta, "measure_costs", lambda *_: pytest.fail("costs were measured again"))
+    again = subject_of(tiny, "wan", tmp_path / "cut", **settings)
+    assert torch.equal(again.samples[1].clean, straight.samples[1].clean)
+    found, done = again.train(never, lambda *_: None)
+    assert done == 4
+    for ours, theirs in zip(found.parameters(), wanted.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    moved = Routers(again.sites, again._width())
+    assert not torch.equal(found.linears[0].weight, moved.linears[0].weight)
+    for words, other in (
+        (r"price latency; .* is of a training with price published", {"weights": Weights(priced="latency")}),
+        (r"coreset keys; .* Give another --out", {"coreset": "keys"}),
+    ):
+        with pytest.raises(BadUsage, match=words):
+            subject_of(tiny, "wan", tmp_path / "cut", **settings | other)
+
+
+def test_more_steps_of_a_training_are_a_continuation_unless_it_is_annealed(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(vorta, "measure_costs", lambda *_: (1.0, 0.5, 0.25))
+    for name, temperature in (("constant", 1.0), ("annealed", 0.5)):
+        weights = Weights(temperature=temperature)
+        subject_of(tiny, "wan", tmp_path / name, steps=1, jobs=JOBS[:1], weights=weights)
+        again = {"steps": 2, "jobs": JOBS[:1], "weights": weights}
+        if temperature == 1:
+            subject_of(tiny, "wan", tmp_path / name, **again)
+        else:
+            with pytest.raises(BadUsage, match="temperature"):
+                subject_of(tiny, "wan", tmp_path / name, **again)
+
+
+def test_two_denoisers_and_a_start_image_are_refused(tiny, tmp_path):
+    model = tiny("wan")
+    model.model.pipe.transformer_2 = model.model.pipe.transformer
+    try:
+        with pytest.raises(BadUsage, match=r"has two denoisers; .* Use --method ditfastattn"):
+            Subject(model.model, JOBS, model.arguments, Settings(), tmp_path)
+    finally:
+        model.model.pipe.transformer_2 = None
+    call = {"hidden_states": torch.zeros(1, 36, 3, 4, 4)}
+    with pytest.raises(
+        BadUsage, match=r"its denoiser takes \(1, 36, 3, 4, 4\) and the latents are \(1, 16, 3"
+    ):
+        made._branches(model.model, [call, call], torch.zeros(1, 16, 3, 4, 4))
+
+
+def test_the_choices_of_a_recipe_are_the_published_ones():
+    assert branches_of("published", True).choices()["c"] == {
+        "method": "coreset", "queries": "selected", "reweight": False,
+    }  # fmt: skip
+    assert BRANCHES.choices()["c"]["keys"] == "as_queries"
+    assert branches_of("keys", False).choices()["c"] == {"method": "coreset"}
+    assert BRANCHES.choices()["t"] == {"method": "brick", "extent": (1, 1, 1)}
+    assert Branches(Coreset()).coreset.kept == 6 and json.dumps(BRANCHES.choices())
