@@ -76,6 +76,9 @@ def search(
     tau: Annotated[
         float | None, typer.Option("--tau", help="vorta: full where no score is so great.")
     ] = None,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="vorta: less memory in training, more time, same numbers.")
+    ] = False,
     weights: Annotated[
         Path | None, typer.Option("--weights", help="vorta: routers that were trained before.")
     ] = None,
@@ -128,6 +131,7 @@ def search(
         "price": price,
         "coreset": coreset,
         "temperature": temperature,
+        "recompute": recompute or None,
         "tau": tau,
         "weights": weights,
     }
@@ -172,7 +176,7 @@ def _check_before_loading(
 
 
 def _check_vorta(goals: dict[str, float | None], budget: dict[str, Any], training: dict[str, Any]) -> None:
-    from dit_accel.search.vorta import check_tau
+    from dit_accel.search.router_table import check_tau
     from dit_accel.search.vorta_pursuit import check_routing_goal
 
     check_tau(training["tau"])
@@ -204,7 +208,7 @@ def _settings(training: dict[str, Any]) -> "Settings":
 
     weights = {"priced": training["price"], "temperature": training["temperature"]}
     own = {"steps": training["steps_of_training"], "micro_batches": training["micro_batches"]}
-    own["coreset"] = training["coreset"]
+    own |= {name: training[name] for name in ("coreset", "recompute")}
     return Settings(
         weights=Weights(**{name: value for name, value in weights.items() if value is not None}),
         **{name: value for name, value in own.items() if value is not None},

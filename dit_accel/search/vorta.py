@@ -1,10 +1,7 @@
 """VORTA as a search: routers trained on a frozen model become a recipe of attention by noise level.
 
-Source: VORTA, Sun et al. 2025, arXiv:2505.18809. There a router runs at every forward; but it sees the noise
-level alone, so here it is evaluated on the levels of the schedule and written down: one letter for each
-head and interval, and no router at inference. Where no branch has a score of at least tau a head is full. A
-softmax over three is never below 1/3: a tau up to there, as the published 0.3, would change nothing and is
-refused. A goal is reached by tau: with a greater one more heads are full, slower and nearer to dense.
+Source: VORTA, Sun et al. 2025, arXiv:2505.18809. Here is what a training needs and leaves behind; how its
+result becomes a recipe is in `router_table`, the budget and the goal are in `vorta_pursuit`.
 """
 
 import json
@@ -23,18 +20,16 @@ from dit_accel.loading import Model
 from dit_accel.recipe import Recipe
 from dit_accel.recipe_files import write_whole
 from dit_accel.search.ditfastattn import denoisers_of
-from dit_accel.search.goal import Goal, Measured
+from dit_accel.search.router_table import compile_table
 from dit_accel.search.saved import digest_of
 from dit_accel.search.trajectory import family_of_model
 from dit_accel.train.loop import LoopConfig, train
 from dit_accel.train.optimizer import Adam
-from dit_accel.train.vorta.branches import CORESETS, LETTERS, Branches, branches_of
+from dit_accel.train.vorta.branches import CORESETS, Branches, branches_of
 from dit_accel.train.vorta.objective import Objective, Weights, embeddings, measure_costs
 from dit_accel.train.vorta.routed import Routed, time_embedder_of
-from dit_accel.train.vorta.router import BRANCHES, Routers, load_routers, save_routers
+from dit_accel.train.vorta.router import Routers, load_routers, save_routers
 from dit_accel.train.vorta.samples import Sample, Schedule, collect
-
-SHARES = (0.0, 0.15, 0.3, 0.5, 0.7, 0.85)  # of the cheap entries that a tau makes full, where a goal asks
 
 Told = Callable[[int, int], None]
 
@@ -47,6 +42,7 @@ class Settings:
     micro_batches: int = 4
     lr: float = 1e-2
     coreset: str = "published"
+    recompute: bool = False  # activations in the backward: less memory, the same numbers
     weights: Weights = field(default_factory=Weights)
     seed: int = 0
 
@@ -55,15 +51,6 @@ class Settings:
             raise BadUsage(
                 f'asked for the coreset "{self.coreset}"; known: {", ".join(CORESETS)}. Give one of them.'
             )
-
-
-def check_tau(tau: float | None) -> None:
-    """BadUsage for a threshold that could not change anything, or leaves nothing but full."""
-    if tau is not None and not 1 / BRANCHES < tau < 1:
-        raise BadUsage(
-            f"asked for --tau {tau:g}; the greatest of {BRANCHES} scores that sum to 1 is never below "
-            "1/3, and never 1. Give one between them, or leave it out: then no score is too small."
-        )
 
 
 class Subject:
@@ -166,7 +153,7 @@ class Subject:
     def train(self, ended: Callable[[], bool], told: Told) -> tuple[Routers, int]:
         """Routers, and the steps that they were trained: fewer than asked where `ended`."""
         settings, costs = self.settings, self.costs()
-        with self.routed.attached():
+        with self.routed.attached(), self.routed.recomputed(settings.recompute):
             routers = Routers(self.sites, self._width(), settings.seed)
             objective = Objective(
                 self.routed, self.samples, self.schedule, self.branches, settings.weights, costs,
@@ -210,74 +197,3 @@ class Subject:
             "scheduler": type(self.model.pipe.scheduler).__name__,
         }
         return compile_table(table, self.schedule.levels, self.branches, made_for, tau, name)
-
-
-def letters_of(scores: np.ndarray, tau: float | None) -> np.ndarray:
-    """The branch of each head, [..., 3] -> [...]: the best one; full where no score is at least tau."""
-    best = scores.argmax(-1)
-    return best if tau is None else np.where(scores.max(-1) < tau, 0, best)
-
-
-def compile_table(
-    table: Mapping[str, np.ndarray], levels: Sequence[float], branches: Branches,
-    made_for: Mapping[str, Any], tau: float | None = None, name: str = "vorta",
-) -> Recipe:  # fmt: skip
-    """The recipe of scores [T, H, 3] at falling noise levels [T]: an interval for each run of equal steps."""
-    check_tau(tau)
-    picks = {site: letters_of(scores, tau) for site, scores in table.items()}
-    rows = {site: ["".join(LETTERS[i] for i in row) for row in each] for site, each in picks.items()}
-    columns = list(zip(*rows.values(), strict=True))
-    starts = [step for step in range(len(levels)) if step == 0 or columns[step] != columns[step - 1]]
-    edges = [1.0, *(round((levels[start - 1] + levels[start]) / 2, 7) for start in starts[1:]), 0.0]
-    return Recipe.from_dict(
-        {
-            "schema": 1,
-            "made_for": dict(made_for),
-            "choices": branches.choices(),
-            "noise": {"edges": edges},
-            "attention": {"both": {site: [each[start] for start in starts] for site, each in rows.items()}},
-        },
-        name=name,
-    )
-
-
-def taus(table: Mapping[str, np.ndarray], shares: Sequence[float] = SHARES) -> list[float | None]:
-    """Thresholds that make these shares of the cheap entries full, rising; None is no threshold."""
-    every = np.concatenate([scores.reshape(-1, BRANCHES) for scores in table.values()])
-    best = np.sort(every.max(-1)[every.argmax(-1) > 0])
-    found: list[float | None] = [None]
-    for share in shares:
-        if share > 0 and len(best):
-            tau = round(float(best[min(len(best) - 1, int(share * len(best)))]), 6)
-            if 1 / BRANCHES < tau < 1 and tau != found[-1]:
-                found.append(tau)
-    return found
-
-
-def pick_tau(
-    goal: Goal, candidates: Sequence[float | None], measure: Callable[[float | None], Measured],
-    ended: Callable[[], bool],
-) -> tuple[float | None, dict[float | None, Measured]]:  # fmt: skip
-    """The threshold that reaches a goal best, and all that were measured.
-
-    Candidates rise, and with them quality, while speed falls: the last that is fast enough is found by
-    halving, or the first that is near enough.
-    """
-    tried: dict[float | None, Measured] = {}
-    low, high = 0, len(candidates) - 1
-    while low <= high:
-        middle = 0 if not tried else (low + high) // 2
-        tau = candidates[middle]
-        tried[tau] = measure(tau)
-        if ended():
-            break
-        # without a threshold nothing is faster: if that is too slow, or near enough, all is known
-        if goal.reached(tried[tau]) == (goal.kind == "speedup"):
-            low = middle + 1
-        else:
-            high = middle - 1
-    reached = [tau for tau, each in tried.items() if goal.reached(each)]
-    if not reached:
-        return max(tried, key=lambda tau: tried[tau][goal.kind]), tried
-    other = "psnr" if goal.kind == "speedup" else "speedup"
-    return max(reached, key=lambda tau: tried[tau][other]), tried

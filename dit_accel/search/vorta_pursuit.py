@@ -15,7 +15,8 @@ from dit_accel.recipe import Recipe
 from dit_accel.search.goal import Goal, Measured
 from dit_accel.search.outcome import Ending, finish
 from dit_accel.search.pursuit import MEASURED_JOBS, VERIFYING, Clock
-from dit_accel.search.vorta import Subject, letters_of, pick_tau, taus
+from dit_accel.search.router_table import letters_of, pick_tau, taus
+from dit_accel.search.vorta import Subject
 from dit_accel.search.vorta_page import vorta_page
 from dit_accel.train.vorta.branches import LETTERS
 from dit_accel.train.vorta.router import BRANCHES

@@ -27,7 +27,11 @@ CORESETS = ("published", "keys")
 
 @dataclass(frozen=True)
 class Branches:
-    """What the three letters mean. The tile is bricks of 128 tokens, of which 3 x 3 x 3 are seen."""
+    """What the three letters mean.
+
+    The tile is bricks of 128 tokens, of which 3 x 3 x 3 are seen: at an edge of the grid fewer, where the
+    reference moves its window inwards.
+    """
 
     coreset: Coreset
     tile: Brick = field(default_factory=lambda: Brick(extent=(1, 1, 1)))

@@ -12,6 +12,7 @@ draws one fifth of the noise levels; in the least noisy one w_fm is 0 and w_d do
 """
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -159,7 +160,7 @@ def embeddings(routed: Routed, sample: Sample, schedule: Schedule) -> Tensor:
 def measure_costs(routed: Routed, sample: Sample, branches: Branches) -> tuple[float, ...]:
     """Seconds of each branch as a share of full attention's, for all heads of one layer.
 
-    The least of many calls, taken by turns: whatever else runs disturbs all alike, and the least not at all.
+    The least of many calls, taken by turns.
     Tokens are said to stand in brick order, as they do in a run. A branch that would run dense there costs 1.
     """
     seconds: list[float] = []
@@ -177,9 +178,14 @@ def measure_costs(routed: Routed, sample: Sample, branches: Branches) -> tuple[f
 
 
 def _seconds_of(method: Any, visit: Any) -> float:
-    began = now()
+    began = seconds_on(visit.q.device)
     try:
         method.attend(visit)
     except Slower:
         return math.inf
-    return now() - began
+    return seconds_on(visit.q.device) - began
+
+
+def seconds_on(device: torch.device) -> float:
+    """A clock. On a CPU the processor's: others that run there stretch long calls, and short ones not."""
+    return time.process_time() if device.type == "cpu" else now()

@@ -23,6 +23,7 @@ from dit_accel.proxy import KEY_ATTRIBUTE, Installed, Proxy, make_proxy
 from dit_accel.recipe import Recipe
 from dit_accel.session import Forward, Session
 from dit_accel.timeline import ALONE, BRANCHES, Entry, Track
+from dit_accel.train.recompute import recompute_blocks
 from dit_accel.visit import AttentionVisit
 
 Serve = Callable[[str, AttentionVisit], Tensor]  # (site, visit) -> [B, N, h, D]
@@ -67,6 +68,16 @@ class Routed(Session):
 
     def count(self, *_: Any, **__: Any) -> None:
         """There is no report of a training."""
+
+    @contextlib.contextmanager
+    def recomputed(self, wanted: bool) -> Iterator[None]:
+        """Where `wanted`, blocks keep no activations while the block of `with` runs."""
+        switch_off = recompute_blocks(self.module) if wanted else None
+        try:
+            yield
+        finally:
+            if switch_off is not None:
+                switch_off()
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
