@@ -10,7 +10,7 @@ import numpy as np
 from dit_accel.compare import Comparison
 from dit_accel.page import comparison_page
 from dit_accel.search.router_table import letters_of
-from dit_accel.train.log import PLOT
+from dit_accel.train.plot import PLOT
 from dit_accel.train.vorta.branches import LETTERS
 
 COLOURS = ("exact", "c1", "c2")  # full, coreset, tile

@@ -18,8 +18,9 @@ from torch import nn
 
 from dit_accel.errors import BadUsage, DitAccelError
 from dit_accel.train import checkpoint
-from dit_accel.train.log import Log, Numbers, plot_losses
+from dit_accel.train.log import Log, Numbers
 from dit_accel.train.optimizer import MovingAverage, MuonAdam, Trainer
+from dit_accel.train.plot import plot_losses
 from dit_accel.train.progress import Bar, Told
 from dit_accel.train.recompute import recompute_blocks
 
