@@ -55,6 +55,20 @@ class AttentionVisit:
         """The brick in whose order the visual tokens stand; None: they stand in the model's own order."""
         return self.call.brick
 
+    @property
+    def step(self) -> int:
+        """The step of the schedule that runs."""
+        return self.call.at.step
+
+    @property
+    def text_rows(self) -> slice:
+        """Where text stands in the sequence."""
+        return self.call.text_rows(self.q.shape[1])
+
+    def of(self, heads: Sequence[int]) -> "AttentionVisit":
+        """Some heads of the whole call."""
+        return self.call.visit(heads)
+
     def key_bias(self) -> Tensor | None:
         """The mask as float32 [B or 1, h or 1, M], added to scores; Unmet where queries differ."""
         return block_heads.key_bias(self.mask, self.k.shape[1])
@@ -187,7 +201,7 @@ class _Call:
             part = None
             if hasattr(method, "part"):
                 try:
-                    part = method.part(self._visit(heads))
+                    part = method.part(self.visit(heads))
                 except (MissingAnchor, Slower, Unmet) as reason:
                     self._fall_back(method, heads, reason, books)
                     method = None
@@ -198,11 +212,11 @@ class _Call:
                 books.served(method, heads)
         if parts:
             everything = range(self.first_head, self.first_head + self.q.shape[2])
-            block_heads.attend(self._visit(everything).tokens(), parts, out)
+            block_heads.attend(self.visit(everything).tokens(), parts, out)
         return out
 
     def _serve(self, method: Any, heads: list[int], books: "_Books") -> Tensor:
-        visit = self._visit(heads)
+        visit = self.visit(heads)
         if method is not None:
             try:
                 out = method.attend(visit)
@@ -222,7 +236,7 @@ class _Call:
         self.session.fallback(f"ran dense where {method_name(method)} was planned: {reason}", self.key[1])
         books.fell_back.extend(heads)
 
-    def _visit(self, heads: Sequence[int]) -> AttentionVisit:
+    def visit(self, heads: Sequence[int]) -> AttentionVisit:
         """Some heads of this call, as a method sees them."""
         q, k, v, mask = self.q, self.k, self.v, self.mask
         if len(heads) < q.shape[2]:

@@ -11,11 +11,25 @@ from dit_accel.cli.screen import Bars, Debug, say, screen
 from dit_accel.errors import BadUsage, nearest
 
 if TYPE_CHECKING:
-    from dit_accel.loading import Model
-    from dit_accel.search.outcome import Ending
-    from dit_accel.search.vorta import Settings
+    from collections.abc import Callable
 
-METHODS = ("ditfastattn", "timeline", "vorta")
+    from dit_accel.loading import Model
+    from dit_accel.search.method import Search
+    from dit_accel.search.outcome import Ending
+
+METHODS = ("ditfastattn", "ditfastattn_v2", "timeline", "vorta")
+# options that some methods take and others do not
+OWN = {
+    "ditfastattn": ("delta", "speedup", "psnr", "minutes", "memory_gb", "sites", "full", "near"),
+    "ditfastattn_v2": (
+        "delta", "speedup", "psnr", "minutes", "memory_gb", "sites", "full", "menu", "error", "interval"
+    ),
+    "timeline": ("speedup",),
+    "vorta": (
+        "speedup", "psnr", "minutes", "full", "steps_of_training", "micro_batches", "price", "coreset",
+        "temperature", "recompute", "tau", "weights"
+    ),
+}  # fmt: skip
 
 EXAMPLES = """
 **Examples**
@@ -23,6 +37,8 @@ EXAMPLES = """
 - `dit-accel search -m toys/pixart --method ditfastattn --delta 0.0003 --out recipes`
 - At least 1.3 times as fast, as near to dense as can be: `dit-accel search -m toys/wan --method ditfastattn
   --speedup 1.3 --minutes 10 --out recipes`
+- Head by head, with our own menu and the fast dense kernel for full heads: `dit-accel search -m toys/wan
+  --method ditfastattn_v2 --menu ours --full auto --psnr 35 --out recipes`
 - Routers over full attention, coreset and sliding tiles: `dit-accel search -m toys/pixart --method vorta
   --price latency --minutes 20 --out recipes`
 - Whole spans of steps, three recipes: `dit-accel search -m toys/pixart --method timeline --out recipes`
@@ -33,14 +49,22 @@ def search(
     model: option.ModelName,
     method: Annotated[
         str,
-        typer.Option("--method", help="ditfastattn: layer and step; vorta: head and noise; timeline: steps."),
+        typer.Option(
+            "--method",
+            help="ditfastattn: per layer and step; ditfastattn_v2: per head too; vorta: per head and noise "
+            "level, learned; timeline: whole steps.",
+        ),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder: writes OUT/MODEL/NAME.toml, .html and .state.json.")
     ] = Path("recipes"),
     name: Annotated[str | None, typer.Option("--name", help="[default: the method's]")] = None,
     delta: Annotated[
-        float | None, typer.Option("--delta", help="Error allowed per step, |a - b|² / |a|².")
+        float | None,
+        typer.Option(
+            "--delta",
+            help="Error allowed, |a - b|² / |a|²: of a step's output, or (v2) of a layer's at a step.",
+        ),
     ] = None,
     speedup: Annotated[float | None, typer.Option("--speedup", help="At least so many times faster.")] = None,
     psnr: Annotated[float | None, typer.Option("--psnr", help="At least so many dB to dense.")] = None,
@@ -48,8 +72,35 @@ def search(
         float | None, typer.Option("--minutes", help="Budget: then the best legal recipe so far.")
     ] = None,
     near: Annotated[
-        str, typer.Option("--near", help="What a window sees: band (1/8 of the tokens each side) or brick.")
-    ] = "band",
+        str | None,
+        typer.Option(
+            "--near",
+            help="ditfastattn: what a window sees, band (1/8 of the tokens each side) or brick. "
+            "[default: band]",
+        ),
+    ] = None,
+    menu: Annotated[
+        str | None,
+        typer.Option("--menu", help="ditfastattn_v2: v2 (as published) or ours. [default: v2]"),
+    ] = None,
+    error: Annotated[
+        str | None,
+        typer.Option(
+            "--error",
+            help="ditfastattn_v2: of a head behind its projection (projected) or before it, as published "
+            "(head). [default: projected]",
+        ),
+    ] = None,
+    interval: Annotated[
+        int | None,
+        typer.Option("--interval", help="ditfastattn_v2: steps between two decisions. [default: 1]"),
+    ] = None,
+    full: Annotated[
+        str | None,
+        typer.Option(
+            "--full", help="Who attends for full heads: model, or auto, our fastest. [default: model]"
+        ),
+    ] = None,
     sites: Annotated[
         list[str] | None, typer.Option("--sites", help="Layers to search, as in a recipe. [default: all]")
     ] = None,
@@ -124,8 +175,14 @@ def search(
         "negative_prompt": negative_prompt,
     }
     goals = {"delta": delta, "speedup": speedup, "psnr": psnr}
-    budget = {"minutes": minutes, "near": near, "sites": tuple(sites or ()), "memory_gb": memory_gb}
-    training = {
+    settings = {
+        "sites": sites,
+        "memory_gb": memory_gb,
+        "near": near,
+        "menu": menu,
+        "error": error,
+        "interval": interval,
+        "full": full,
         "steps_of_training": training_steps,
         "micro_batches": micro_batches,
         "price": price,
@@ -135,66 +192,49 @@ def search(
         "tau": tau,
         "weights": weights,
     }
-    _check_before_loading(method, goals, budget, training)
+    settings = {key: value for key, value in settings.items() if value not in (None, [])}
+    _check_before_loading(method, goals | settings | {"minutes": minutes})
     loaded, arguments = asked.load_model(model, Place(device, dtype, offload), wanted)
-    count = num_prompts or {"ditfastattn": 2, "timeline": 4, "vorta": 8}[method]
+    count = num_prompts or {"timeline": 4, "vorta": 8}.get(method, 2)
     calibration, fresh = split_jobs(loaded, prompts, count, held_out, seed)
     ending = Ending(calibration, fresh, own_command(), results, results_name)
     if method == "timeline":
         _timeline(loaded, arguments, out, name, speedup, ending)
     elif method == "vorta":
-        _vorta(loaded, arguments, out, name or method, goals, minutes, training, ending)
+        _vorta(loaded, arguments, out, name or method, goals | settings, minutes, ending)
     else:
-        _ditfastattn(loaded, arguments, out, name or method, goals, budget, ending)
+        _along(method, loaded, arguments, out, name or method, goals, settings, minutes, ending)
 
 
-def _check_before_loading(
-    method: str, goals: dict[str, float | None], budget: dict[str, Any], training: dict[str, Any]
-) -> None:
+def _check_before_loading(method: str, given: dict[str, Any]) -> None:
     from dit_accel.search.pursuit import Clock
 
-    Clock(budget["minutes"])
-    if budget["memory_gb"] is not None and not budget["memory_gb"] > 0:
+    Clock(given["minutes"])
+    if given.get("memory_gb") is not None and not given["memory_gb"] > 0:
         raise BadUsage(
-            f"asked to keep {budget['memory_gb']:g} gigabytes; a search stores outputs. "
+            f"asked to keep {given['memory_gb']:g} gigabytes; a search stores outputs. "
             "Give --memory-gb above 0, or leave it out."
         )
+    other = [name for name, value in given.items() if value is not None and name not in OWN[method]]
+    if other:
+        taken = ", ".join(f"--{name.replace('_', '-')}" for name in OWN[method])
+        able = [name for name, options in OWN.items() if other[0] in options]
+        raise BadUsage(
+            f"asked for --{other[0].replace('_', '-')} with --method {method}; it takes {taken}. "
+            f"Leave the option out, or use --method {' or '.join(able)}."
+        )
     if method == "vorta":
-        _check_vorta(goals, budget, training)
-    elif given := [name for name, value in training.items() if value is not None]:
-        raise BadUsage(
-            f"asked for --{given[0].replace('_', '-')} with --method {method}; it is an option of routers. "
-            "Leave it out, or use --method vorta."
-        )
-    other = [name for name in ("delta", "psnr") if goals[name] is not None]
-    other += [name for name in ("minutes", "memory_gb", "sites") if budget[name]]
-    if method == "timeline" and other:
-        raise BadUsage(
-            f"asked for --{other[0].replace('_', '-')} with --method timeline; it takes --speedup, or makes "
-            "its three recipes. Leave the option out, or use --method ditfastattn."
-        )
+        _check_vorta(given)
 
 
-def _check_vorta(goals: dict[str, float | None], budget: dict[str, Any], training: dict[str, Any]) -> None:
-    from dit_accel.search.router_table import check_tau
+def _check_vorta(given: dict[str, Any]) -> None:
+    from dit_accel.search.vorta import settings_of
     from dit_accel.search.vorta_pursuit import check_routing_goal
 
-    check_tau(training["tau"])
-    check_routing_goal(goals["speedup"], goals["psnr"], training["tau"])
-    _settings(training)
-    other = [name for name, value in (("delta", goals["delta"]), *budget.items()) if value]
-    other = [
-        name for name in other if not (name == "minutes" or (name, budget.get(name)) == ("near", "band"))
-    ]
-    if other:
-        raise BadUsage(
-            f"asked for --{other[0].replace('_', '-')} with --method vorta; its routers decide for every "
-            "layer and store nothing. Leave the option out, or use --method ditfastattn."
-        )
-    file, made = (
-        training["weights"],
-        [k for k in ("steps_of_training", "micro_batches", "price") if training[k]],
-    )
+    check_routing_goal(given["speedup"], given["psnr"], given.get("tau"))
+    settings_of(given)
+    file = given.get("weights")
+    made = [name for name in ("steps_of_training", "micro_batches", "price", "temperature") if name in given]
     if file is not None and (made or not file.is_file()):
         found = f"--{made[0].replace('_', '-')} is given too" if made else "there is no such file"
         raise BadUsage(
@@ -202,66 +242,60 @@ def _check_vorta(goals: dict[str, float | None], budget: dict[str, Any], trainin
         )
 
 
-def _settings(training: dict[str, Any]) -> "Settings":
-    from dit_accel.search.vorta import Settings
-    from dit_accel.train.vorta.objective import Weights
-
-    weights = {"priced": training["price"], "temperature": training["temperature"]}
-    own = {"steps": training["steps_of_training"], "micro_batches": training["micro_batches"]}
-    own |= {name: training[name] for name in ("coreset", "recompute")}
-    return Settings(
-        weights=Weights(**{name: value for name, value in weights.items() if value is not None}),
-        **{name: value for name, value in own.items() if value is not None},
-    )
-
-
 def _vorta(
-    model: "Model", arguments: dict[str, Any], out: Path, name: str, goals: dict[str, float | None],
-    minutes: float | None, training: dict[str, Any], ending: "Ending",
+    model: "Model", arguments: dict[str, Any], out: Path, name: str, given: dict[str, Any],
+    minutes: float | None, ending: "Ending",
 ) -> None:  # fmt: skip
     from dit_accel.cli.compare import table
     from dit_accel.search.outcome import file_of
     from dit_accel.search.pursuit import Clock
-    from dit_accel.search.vorta import Subject
+    from dit_accel.search.vorta import Routing, settings_of
     from dit_accel.search.vorta_pursuit import VortaPursuit, check_routing_goal
 
-    goal = check_routing_goal(goals["speedup"], goals["psnr"], training["tau"])
+    tau, weights = given.get("tau"), given.get("weights")
+    goal = check_routing_goal(given["speedup"], given["psnr"], tau)
     clock, file = Clock(minutes), file_of(out, model.name, name)
     asked.check_writable(file)
     folder, page = file.with_suffix(".training"), file.with_suffix(".html")
-    subject = Subject(model, ending.calibration, arguments, _settings(training), folder)
+    routing = Routing(model, ending.calibration, arguments, settings_of(given), folder)
     with Bars() as bars:
-        pursuit = VortaPursuit(
-            subject, goal, training["tau"], clock, bars, say, len(ending.held_out), training["weights"]
-        )
+        pursuit = VortaPursuit(routing, goal, tau, clock, bars, say, len(ending.held_out), weights)
         result = pursuit.close(pursuit.find(), f"{model.name}/{name}", file, ending, page)
     screen.print(table(result))
     say(f"{file}: the recipe")
     say(f"{page}: what the routers chose, and the losses of their training")
-    if training["weights"] is None:
+    if weights is None:
         say(f"{folder / 'routers.safetensors'}: the routers, for --weights")
 
 
-def _ditfastattn(
-    model: "Model", arguments: dict[str, Any], out: Path, name: str, goals: dict[str, float | None],
-    budget: dict[str, Any], ending: "Ending",
+def _look(method: str) -> "Callable[..., Search]":
+    if method == "ditfastattn":
+        from dit_accel.search.ditfastattn import look
+    else:
+        from dit_accel.search.ditfastattn_v2 import look
+    return look
+
+
+def _along(
+    method: str, model: "Model", arguments: dict[str, Any], out: Path, name: str,
+    goals: dict[str, float | None], settings: dict[str, Any], minutes: float | None, ending: "Ending",
 ) -> None:  # fmt: skip
+    """A search that runs along the pipeline."""
     from dit_accel.cli.compare import table
     from dit_accel.generate import steps_of
-    from dit_accel.search.ditfastattn import look
-    from dit_accel.search.goal import check_goal
+    from dit_accel.search.goal import FIRST_DELTAS, check_goal
     from dit_accel.search.outcome import file_of
     from dit_accel.search.pursuit import Clock, Pursuit
 
-    goal = check_goal(**goals, steps=steps_of(model, arguments))
-    clock = Clock(budget.pop("minutes"))
+    goal = check_goal(**goals, steps=steps_of(model, arguments), first=FIRST_DELTAS[method])
+    clock = Clock(minutes)
     file = file_of(out, model.name, name)
     asked.check_writable(file)
-    subject = look(model, ending.calibration, arguments, **budget)
+    search = _look(method)(model, ending.calibration, arguments, **settings)
     state, page = file.with_suffix(".state.json"), file.with_suffix(".html")
     with Bars() as bars:
         held_out = len(ending.held_out)
-        pursuit = Pursuit(subject, goal, state, clock, bars, say, held_out=held_out)
+        pursuit = Pursuit(search, goal, state, clock, bars, say, held_out=held_out)
         found = pursuit.find()
         result = pursuit.close(found, f"{model.name}/{name}", file, ending, page)
     screen.print(table(result))

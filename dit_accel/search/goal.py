@@ -1,7 +1,8 @@
 """Which delta gives the speedup or the quality asked for: a few searches, each measured by real generations.
 
 A greater delta takes more and costs more, so the deltas are bisected in their logarithm: between one that is
-too small and one that is too great, after steps of `REACH` from the first try. What is chosen was measured.
+too small and one that is too great, after steps of `REACH` from where the method begins. What is
+chosen was measured.
 """
 
 import math
@@ -10,7 +11,9 @@ from dataclasses import dataclass
 
 from dit_accel.errors import BadUsage
 
-START, REACH, CLOSE = 3e-4, 8.0, 1.25
+REACH, CLOSE = 8.0, 1.25
+# where a pursuit begins, a delta that hurts little: errors of a step's output, and of a layer's at a step
+FIRST_DELTAS = {"ditfastattn": 3e-4, "ditfastattn_v2": 3e-3}
 LIMITS = (1e-9, 10.0)  # a relative squared error of 1 is an output that says nothing
 
 Measured = Mapping[str, float]  # "speedup" and "psnr"
@@ -42,7 +45,9 @@ class Goal:
         return max(reached, key=lambda delta: tried[delta][other])
 
 
-def check_goal(delta: float | None, speedup: float | None, psnr: float | None, steps: int) -> Goal:
+def check_goal(
+    delta: float | None, speedup: float | None, psnr: float | None, steps: int, first: float = 3e-4
+) -> Goal:
     """The goal of a command line; BadUsage where it is none, more than one, or out of reach for anybody."""
     given = {"delta": delta, "speedup": speedup, "psnr": psnr}
     asked = {kind: value for kind, value in given.items() if value is not None}
@@ -50,7 +55,7 @@ def check_goal(delta: float | None, speedup: float | None, psnr: float | None, s
         found = " and ".join(f"--{kind} {value}" for kind, value in asked.items()) or "none of them"
         raise BadUsage(
             f"asked to search by DiTFastAttn; it takes one of --delta, --speedup and --psnr; found {found}. "
-            "Give one: --delta 0.0003 is a first try."
+            f"Give one: --delta {first:g} is a first try."
         )
     ((kind, value),) = asked.items()
     limits = {"delta": LIMITS, "speedup": (1.0, float(steps)), "psnr": (0.0, 100.0)}[kind]
@@ -71,11 +76,11 @@ def _between(small: float, great: float) -> float:
 
 
 def pursue(
-    goal: Goal, measure: Callable[[float], Measured], ended: Callable[[], bool], tries: int = 5
+    goal: Goal, measure: Callable[[float], Measured], ended: Callable[[], bool], start: float, tries: int = 5
 ) -> tuple[float, dict[float, Measured]]:
-    """The chosen delta, and all that were tried. `measure(delta)` searches and measures."""
+    """The chosen delta, and all that were tried from `start` on. `measure(delta)` searches and measures."""
     tried: dict[float, Measured] = {}
-    small, great, delta = 0.0, math.inf, goal.value if goal.kind == "delta" else START
+    small, great, delta = 0.0, math.inf, goal.value if goal.kind == "delta" else start
     while True:
         tried[delta] = measure(delta)
         if goal.kind == "delta" or len(tried) == tries or ended():

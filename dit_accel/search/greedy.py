@@ -21,33 +21,30 @@ from typing import Any
 
 from torch import nn
 
-from dit_accel.errors import DenseFallback, DitAccelError
+from dit_accel.errors import DenseFallback
 from dit_accel.plan import Key, Plan, resolve
 from dit_accel.search import forwards, menu
 from dit_accel.search.forwards import Arguments, Forwards, Ran
+from dit_accel.search.method import Decided, Ended, TimeIsUp, Told
 from dit_accel.session import Session
 from dit_accel.timeline import ALONE, Track
 
 Losses = dict[str, float]  # pick -> error
-Ended = Callable[[], bool]
 EMPTY_LEGEND: dict[str, str] = {}
 
 
-class TimeIsUp(DitAccelError):
-    """Raised inside a search to leave the pipeline when the budget ends; caught by `ditfastattn.search`."""
-
-
 @dataclass
-class Decisions:
+class Decisions(Decided):
     """All that a search has decided: for each step that ran one letter per layer of its denoiser."""
 
     picks: list[str] = field(default_factory=list[str])
     losses: list[list[Losses]] = field(default_factory=list[list[Losses]])  # [step][layer]
     components: list[str] = field(default_factory=list[str])  # [step]
-    notes: list[str] = field(default_factory=list[str])
     windows: bool = True  # until a window turns out to run dense here
-    seconds: float = 0.0
-    finished: bool = False
+
+    @property
+    def steps(self) -> int:
+        return len(self.picks)
 
     def history(self, component: str, layer: int, steps: int) -> str:
         """The picks of one layer at the first `steps` steps; a step that was not decided stays full."""
@@ -74,7 +71,7 @@ class Greedy:
     def __init__(
         self, session: Session, modules: Mapping[str, nn.Module], layers: Mapping[str, Layers],
         near: Mapping[str, Any], delta: float, decisions: Decisions, ended: Ended, saved: Callable[[], None],
-        told: Callable[[int, int], None],
+        told: Told,
     ):  # fmt: skip
         self.session, self.layers, self.near, self.delta = session, layers, near, delta
         self.decisions, self.ended, self.saved, self.told = decisions, ended, saved, told
@@ -170,11 +167,13 @@ class Greedy:
             try:
                 ran = self.forwards.run(component, calls, plan, layers.blocks[layer], reached.entered)
             except DenseFallback as reason:
-                self._note(f"{key[1]}: {pick} was left out: {reason}")
+                self.decisions.note(f"{key[1]}: {pick} was left out: {reason}")
                 continue
             if windowed and not self._window_serves(key):
                 self.decisions.windows = False
-                self._note("windows run dense at this size, as that is faster here: left out of the menu")
+                self.decisions.note(
+                    "windows run dense at this size, as that is faster here: left out of the menu"
+                )
                 continue
             losses[pick] = relative_error(reference, ran)
             if losses[pick] < threshold:
@@ -192,10 +191,6 @@ class Greedy:
         self.window_tried = True
         rows = [row for row in self.session.report().rows if row.site.endswith(key[1])]
         return all(ALONE not in row.ran[self.step] for row in rows if row.branch != "uncond")
-
-    def _note(self, text: str) -> None:
-        if text not in self.decisions.notes:
-            self.decisions.notes.append(text)
 
     # ---- plans
 

@@ -17,13 +17,12 @@ uncond after a share needs a full pass first: what uncond stored is older than w
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from dit_accel.bricks import BLOCK, Grid
-from dit_accel.errors import BadUsage
 from dit_accel.plan import Key
 from dit_accel.recipe import Recipe
+from dit_accel.search.rows import recipe_of_rows
 
 FULL, REUSE, WINDOW, SHARE, WINDOW_SHARE = "F", "R", "W", "S", "X"
 ABSENT = "-"
@@ -120,90 +119,53 @@ def apart(joint: bool) -> Rows:
 
 
 def near_set(name: str, grid: Grid) -> dict[str, Any]:
-    """Parameters of `residual`: the published band, half-width 1/8 of the tokens, or the bricks around.
-
-    The band is that of the raster order, rounded to whole rows of an image or whole frames of a video, and
-    then outwards to blocks of consecutive tokens.
-    """
+    """Parameters of `residual`: the published band, half-width 1/8 of the tokens, or the bricks around."""
     if name == "brick":
         return {"extent": (1, 1, 1)}
-    frames, rows, columns = grid
-    eighth, all_of = (0.0, 0.125), (0.0, 1.0)
-    radius = (0, eighth, all_of) if frames == 1 else (eighth, all_of, all_of)
+    return band(1 / 8, grid)
+
+
+def band(half: float, grid: Grid) -> dict[str, Any]:
+    """The near set of a raster band: so great a share of the tokens on each side.
+
+    Rounded to whole rows of an image or whole frames of a video, and outwards to blocks of whole rows.
+    """
+    each_side, all_of = (0.0, half), (0.0, 1.0)
+    radius = (0, each_side, all_of) if grid[0] == 1 else (each_side, all_of, all_of)
+    return {"radius": radius, "brick": row_brick(grid)}
+
+
+def row_brick(grid: Grid) -> Grid:
+    """Blocks of whole rows of one frame: consecutive tokens, as in the kernels behind the papers."""
+    _, rows, columns = grid
     width = min(columns, BLOCK)
-    return {"radius": radius, "brick": (1, max(1, min(rows, BLOCK // width)), width)}
+    return 1, max(1, min(rows, BLOCK // width)), width
 
 
 def recipe_of(
     rows: Mapping[Key, Rows], levels: Sequence[float], near: Mapping[str, Any], made_for: Mapping[str, Any],
-    name: str = "ditfastattn", memory_gb: float | None = None,
+    name: str = "ditfastattn", memory_gb: float | None = None, full: Mapping[str, Any] | None = None,
 ) -> Recipe:  # fmt: skip
-    """The recipe of some layers' rows on a schedule with these noise levels.
+    """The recipe of some layers' rows on a schedule with these noise levels; `full` are its parameters.
 
-    Raises BadUsage where two steps have one noise level: a recipe could not tell them apart.
+    Raises BadUsage where two steps have one noise level.
     """
-    if any(not high > low for high, low in pairwise(levels)):
-        raise BadUsage(
-            f"asked for a plan by noise level; the levels of this schedule do not fall: {list(levels)}. "
-            "Use another scheduler or fewer steps."
-        )
-    spans = _intervals(rows, len(levels))
-    edges = [1.0, *(round((levels[first - 1] + levels[first]) / 2, 7) for first, _ in spans[1:]), 0.0]
-    timeline = {b: {_site(key): getattr(row, b) for key, row in rows.items()} for b in ("cond", "uncond")}
-    heads = {
-        b: {_site(k): [getattr(row, f"heads_{b}")[first] for first, _ in spans] for k, row in rows.items()}
-        for b in ("cond", "uncond")
-    }
-    data: dict[str, Any] = {
-        "schema": 1,
-        "made_for": {**made_for, "steps": len(levels)},
-        "choices": _choices(rows.values(), len(levels), near),
-        "noise": {"edges": edges},
-        "attention": _tables(heads, idle="F"),
-        "timeline": _tables(timeline, idle="C"),
-    }
-    if memory_gb is not None:
-        data["limits"] = {"memory_gb": memory_gb}
-    return Recipe.from_dict(data, name=name)
+    timeline = {b: {key: getattr(row, b) for key, row in rows.items()} for b in ("cond", "uncond")}
+    heads = {b: {key: getattr(row, f"heads_{b}") for key, row in rows.items()} for b in ("cond", "uncond")}
+    choices = _choices(len(levels), near, full or {})
+    idle = "" if full else "F"  # a backend of ours is something else than the model's own
+    return recipe_of_rows(heads, timeline, choices, levels, made_for, name, memory_gb, idle)
 
 
-def _site(key: Key) -> str:
-    return key[1] if key[0] == "transformer" else f"{key[0]}.{key[1]}"
-
-
-def _intervals(rows: Mapping[Key, Rows], steps: int) -> list[tuple[int, int]]:
-    """Runs of steps at which no letter of a head changes: (first, last)."""
-    texts = [text for row in rows.values() for text in (row.heads_cond, row.heads_uncond)]
-    columns = ["".join(text[step] for text in texts) for step in range(steps)]
-    starts = [step for step in range(steps) if step == 0 or columns[step] != columns[step - 1]]
-    return list(zip(starts, [start - 1 for start in starts[1:]] + [steps - 1], strict=True))
-
-
-def _tables(by_branch: Mapping[str, Mapping[str, Any]], idle: str) -> dict[str, dict[str, Any]]:
-    """Rows that say something, under `both` where the branches agree."""
-    found: dict[str, dict[str, Any]] = {"both": {}, "cond": {}, "uncond": {}}
-    for site, cond in by_branch["cond"].items():
-        uncond = by_branch["uncond"][site]
-        if set(cond) | set(uncond) == {idle}:
-            continue
-        if cond == uncond:
-            found["both"][site] = cond
-        else:
-            found["cond"][site], found["uncond"][site] = cond, uncond
-    return {branch: table for branch, table in found.items() if table}
-
-
-def _choices(rows: Any, steps: int, near: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _choices(steps: int, near: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Ages are those of the paper: without a limit."""
     residual = {"method": "residual", **near, "max_age": steps}
-    known: dict[str, dict[str, Any]] = {
+    return {
         "C": {"method": "compute"},
         "r": {"method": "reuse", "max_age": steps},
         "s": {"method": "share_branch", "difference": False},
-        "F": {"method": "full"},
+        "F": {"method": "full", **full},
         "A": {**residual, "refresh": True},
         "w": residual,
         "h": {"method": "share_branch", "difference": False},
     }
-    used = {x for row in rows for x in row.cond + row.uncond + row.heads_cond + row.heads_uncond}
-    return {letter: choice for letter, choice in known.items() if letter in used | {"C", "F"}}

@@ -1,4 +1,4 @@
-"""The DiTFastAttn search as a user asks for it: a goal, a budget in minutes, a state file, progress."""
+"""A search as a user asks for it: a goal, a budget in minutes, a state file, progress."""
 
 import dataclasses
 import time
@@ -10,14 +10,12 @@ from typing import Any
 from dit_accel.compare import Comparison, Options, Watch, compare
 from dit_accel.errors import BadUsage
 from dit_accel.recipe import Recipe
-from dit_accel.search import ditfastattn
-from dit_accel.search.ditfastattn import Subject
 from dit_accel.search.goal import Goal, Measured, pursue
-from dit_accel.search.greedy import Decisions
 from dit_accel.search.maps import attention_maps
+from dit_accel.search.method import Decided, Search
 from dit_accel.search.outcome import Ending, finish
 from dit_accel.search.plan_page import search_page
-from dit_accel.search.saved import Saved, digest_of
+from dit_accel.search.saved import Saved
 
 MEASURED_JOBS = 2  # calibration prompts on which a candidate's speed and quality are measured
 VERIFYING = 3.0  # dense generations that a held-out prompt takes: dense, recipe and rival
@@ -49,7 +47,7 @@ class Found:
 
     recipe: Recipe
     delta: float
-    decisions: Decisions
+    decisions: Decided
     tried: Mapping[float, Measured]
 
 
@@ -57,17 +55,17 @@ class Pursuit:
     """One run of the command. Raises BadUsage before a generation where the budget cannot be kept."""
 
     def __init__(
-        self, subject: Subject, goal: Goal, state: Path, clock: Clock, watch: Watch,
+        self, search: Search, goal: Goal, state: Path, clock: Clock, watch: Watch,
         tell: Callable[[str], None], tries: int = 5, held_out: int = 2,
     ):  # fmt: skip
-        self.subject, self.goal, self.clock, self.watch, self.tell = subject, goal, clock, watch, tell
+        self.search, self.goal, self.clock, self.watch, self.tell = search, goal, clock, watch, tell
         self.tries, self.held_out = tries, held_out
-        self.saved = Saved(state, asked_of(subject))
+        self.saved = Saved(state, search.asked(), search.decided)
         self.searches = 0
 
     def find(self) -> Found:
         """Search, with several deltas where the goal is not one."""
-        delta, tried = pursue(self.goal, self._measure, self.clock.ended, self.tries)
+        delta, tried = pursue(self.goal, self._measure, self.clock.ended, self.search.first_delta, self.tries)
         decisions = self.saved.decisions(delta)
         if self.goal.kind != "delta" and not self.goal.reached(tried[delta]):
             self.tell(
@@ -75,10 +73,10 @@ class Pursuit:
                 f"{tried[delta][self.goal.kind]:.2f}"
             )
         if not decisions.finished:
-            self.tell(unfinished(decisions, self.subject))
+            self.tell(unfinished(decisions, self.search))
         for note in decisions.notes:
             self.tell(note)
-        return Found(ditfastattn.recipe_of(self.subject, decisions), delta, decisions, tried)
+        return Found(self.search.recipe_of(decisions), delta, decisions, tried)
 
     def _measure(self, delta: float) -> Measured:
         """Search with a delta; where the goal asks for it, measure what came of it."""
@@ -93,15 +91,15 @@ class Pursuit:
                 self._reserve(time.monotonic() - began)
             self.watch.step(done, total)
 
-        recipe = ditfastattn.search(
-            self.subject, delta, decisions, self.clock.ended, lambda: self.saved.save(now=False), told
+        recipe = self.search.search(
+            delta, decisions, self.clock.ended, lambda: self.saved.save(now=False), told
         )
         self.saved.save()
         if self.goal.kind == "delta":
             return {}
         if key not in self.saved.measured or not decisions.finished:
-            jobs = self.subject.jobs[:MEASURED_JOBS]
-            result = compare(self.subject.model, recipe, jobs, self.subject.arguments, Options())
+            jobs = self.search.jobs[:MEASURED_JOBS]
+            result = compare(self.search.model, recipe, jobs, self.search.arguments, Options())
             psnr = result.columns["recipe"].mean("psnr") or 0.0
             self.saved.measured[key] = {"speedup": result.speedup(), "psnr": psnr}
             self.saved.save()
@@ -111,7 +109,7 @@ class Pursuit:
 
     def _reserve(self, first_step: float) -> None:
         """Foresee what verification takes, from the first step of all calibration prompts together."""
-        generation = first_step / len(self.subject.jobs) * len(self.subject.levels)
+        generation = first_step / len(self.search.jobs) * len(self.search.levels)
         self.clock.reserve = generation * (1 + VERIFYING * self.held_out)
         if self.clock.ended():
             raise BadUsage(
@@ -121,47 +119,30 @@ class Pursuit:
 
     def close(self, found: Found, name: str, file: Path, ending: Ending, html: Path | None) -> Comparison:
         """Verify on held-out prompts, write the recipe and the page."""
-        subject, recipe = self.subject, dataclasses.replace(found.recipe, name=name)
+        search, recipe = self.search, dataclasses.replace(found.recipe, name=name)
         more: dict[str, Any] = {
-            "method": "ditfastattn",
+            "method": search.name,
             "delta": found.delta,
-            "near": subject.near,
+            **search.settings,
             "search_minutes": round(found.decisions.seconds / 60, 2),
         }
         if not found.decisions.finished:
-            more["stopped"] = unfinished(found.decisions, subject)
-        _, result = finish(subject.model, recipe, subject.arguments, file, ending, self.watch, more)
+            more["stopped"] = unfinished(found.decisions, search)
+        _, result = finish(search.model, recipe, search.arguments, file, ending, self.watch, more)
         if html is not None:
-            steps = sorted({len(subject.levels) * part // 4 for part in (1, 2, 3)})
+            steps = sorted({len(search.levels) * part // 4 for part in (1, 2, 3)})
             maps = attention_maps(
-                subject.model, subject.jobs[0], subject.arguments, subject.levels, steps, subject.sites
+                search.model, search.jobs[0], search.arguments, search.levels, steps, search.sites
             )
-            page = search_page(result, subject, found.delta, found.decisions, maps)
+            page = search_page(result, search, found.delta, found.decisions, maps)
             html.parent.mkdir(parents=True, exist_ok=True)
             html.write_text(page, encoding="utf-8")
         return result
 
 
-def unfinished(decisions: Decisions, subject: Subject) -> str:
+def unfinished(decisions: Decided, search: Search) -> str:
     """How far a search came that its budget ended."""
     return (
-        f"the budget ended at step {max(0, len(decisions.picks) - 1)} of {len(subject.levels)}: what was not "
+        f"the budget ended at step {max(0, decisions.steps - 1)} of {len(search.levels)}: what was not "
         "decided stays full. The same command again goes on from there."
     )
-
-
-def asked_of(subject: Subject) -> dict[str, Any]:
-    """All that a search depends on, but for delta: equal ones give equal decisions."""
-    arguments = {
-        name: value if isinstance(value, str | int | float | bool | None) else str(value)
-        for name, value in subject.arguments.items()
-    }
-    return {
-        "model": subject.model.name,
-        "weights": digest_of(ditfastattn.denoisers_of(subject.model)),
-        "arguments": arguments,
-        "prompts": [f"{job.seed}: {job.prompt}" for job in subject.jobs],
-        "levels": list(subject.levels),
-        "sites": list(subject.sites),
-        "near": subject.near,
-    }

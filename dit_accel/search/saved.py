@@ -7,8 +7,7 @@ the same latents again, and decides the rest as it would have. The file appears 
 import hashlib
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +16,45 @@ from torch import nn
 
 from dit_accel.errors import BadUsage
 from dit_accel.recipe_files import write_whole
-from dit_accel.search.greedy import Decisions
 
-EVERY = 2.0  # seconds between two writes; what is lost is decided again
+EVERY = 2.0  # seconds between two writes at least; what is lost is decided again
+SHARE = 30.0  # and so many times what a write takes
 
 
 class Saved:
-    """The state file of one search. `asked` says what is searched: a file of another search is refused."""
+    """The state file of one search, whose decisions are of `kind`.
 
-    def __init__(self, file: Path, asked: Mapping[str, Any]):
-        self.file, self.asked = file, json.loads(json.dumps(asked))
-        self.searches: dict[str, Decisions] = {}
+    `asked` says what is searched: a file of another search is refused.
+    """
+
+    def __init__(self, file: Path, asked: Mapping[str, Any], kind: Callable[..., Any]):
+        self.file, self.asked, self.kind = file, json.loads(json.dumps(asked)), kind
+        self.searches: dict[str, Any] = {}
         self.measured: dict[str, dict[str, float]] = {}
-        self._written = 0.0
+        self._next = 0.0  # when a write is due
         if file.is_file():
             self._read()
 
-    def decisions(self, delta: float) -> Decisions:
+    def decisions(self, delta: float) -> Any:
         """What is decided at this delta, to be filled."""
-        return self.searches.setdefault(repr(delta), Decisions())
+        return self.searches.setdefault(repr(delta), self.kind())
 
     def save(self, now: bool = True) -> None:
         """Write the file; not `now`: unless it was written a moment ago."""
-        if not now and time.monotonic() - self._written < EVERY:
+        began = time.monotonic()
+        if not now and began < self._next:
             return
-        self._written = time.monotonic()
-        searches = {delta: asdict(decisions) for delta, decisions in self.searches.items()}
+        searches = {delta: decisions.as_dict() for delta, decisions in self.searches.items()}
         state = {"schema": 1, "asked": self.asked, "searches": searches, "measured": self.measured}
         write_whole(self.file, json.dumps(state))
+        took = time.monotonic() - began  # the errors of many heads are a large file
+        self._next = began + max(EVERY, SHARE * took)
 
     def _read(self) -> None:
         try:
             state = json.loads(self.file.read_text(encoding="utf-8"))
             found = dict(state["asked"])
-            self.searches = {delta: Decisions(**each) for delta, each in state["searches"].items()}
+            self.searches = {delta: self.kind(**each) for delta, each in state["searches"].items()}
             self.measured = dict(state["measured"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadUsage(

@@ -19,9 +19,10 @@ from dit_accel.errors import BadUsage
 from dit_accel.loading import Model
 from dit_accel.recipe import Recipe
 from dit_accel.recipe_files import write_whole
-from dit_accel.search.ditfastattn import denoisers_of
+from dit_accel.search.method import FULLS
 from dit_accel.search.router_table import compile_table
 from dit_accel.search.saved import digest_of
+from dit_accel.search.subject import denoisers_of
 from dit_accel.search.trajectory import family_of_model
 from dit_accel.train.loop import LoopConfig, train
 from dit_accel.train.optimizer import Adam
@@ -42,6 +43,7 @@ class Settings:
     micro_batches: int = 4
     lr: float = 1e-2
     coreset: str = "published"
+    full: str = "model"  # who attends for full heads: the model, or the fastest backend
     recompute: bool = False  # activations in the backward: less memory, the same numbers
     weights: Weights = field(default_factory=Weights)
     seed: int = 0
@@ -51,9 +53,25 @@ class Settings:
             raise BadUsage(
                 f'asked for the coreset "{self.coreset}"; known: {", ".join(CORESETS)}. Give one of them.'
             )
+        if self.full not in FULLS:
+            raise BadUsage(
+                f'asked for full heads by "{self.full}"; known: {", ".join(FULLS)}. Give one of them.'
+            )
 
 
-class Subject:
+def settings_of(given: Mapping[str, Any]) -> Settings:
+    """Settings by the names of the command's options; what is None or absent is as published."""
+    own = {"steps_of_training": "steps", "micro_batches": "micro_batches"}
+    own |= {name: name for name in ("coreset", "full", "recompute")}
+    weights = {"price": "priced", "temperature": "temperature"}
+    chosen = [
+        {name: given[option] for option, name in names.items() if given.get(option) is not None}
+        for names in (own, weights)
+    ]
+    return Settings(weights=Weights(**chosen[1]), **chosen[0])
+
+
+class Routing:
     """A model with its samples, ready to train routers for; what was measured and made lies in `folder`.
 
     Raises BadUsage for an unknown family, one whose timestep cannot be found, and for two denoisers.
@@ -71,7 +89,9 @@ class Subject:
                 "one. Use --method ditfastattn."
             )
         time_embedder_of(model.pipe.transformer, self.family)
-        self.branches: Branches = branches_of(settings.coreset, "text" in self.family.token_order)
+        self.branches: Branches = branches_of(
+            settings.coreset, "text" in self.family.token_order, FULLS[settings.full]
+        )
         self.routed = Routed(model, self.family)
         self.samples: list[Sample] = []
         self.schedule = Schedule((), (), 1.0)
@@ -131,6 +151,7 @@ class Subject:
             "micro-batches": settings.micro_batches,
             "price": settings.weights.priced,
             "coreset": settings.coreset,
+            "full": settings.full,
             "seed": settings.seed,
             # what is annealed falls over all steps: another number of them is another training
             "temperature": (settings.weights.temperature, settings.steps)

@@ -16,7 +16,7 @@ from dit_accel.search.goal import Goal, Measured
 from dit_accel.search.outcome import Ending, finish
 from dit_accel.search.pursuit import MEASURED_JOBS, VERIFYING, Clock
 from dit_accel.search.router_table import letters_of, pick_tau, taus
-from dit_accel.search.vorta import Subject
+from dit_accel.search.vorta import Routing
 from dit_accel.search.vorta_page import vorta_page
 from dit_accel.train.vorta.branches import LETTERS
 from dit_accel.train.vorta.router import BRANCHES
@@ -53,47 +53,47 @@ class VortaPursuit:
     """One run of the command."""
 
     def __init__(
-        self, subject: Subject, goal: Goal | None, tau: float | None, clock: Clock, watch: Watch,
+        self, routing: Routing, goal: Goal | None, tau: float | None, clock: Clock, watch: Watch,
         tell: Callable[[str], None], held_out: int, weights: Path | None = None,
     ):  # fmt: skip
-        self.subject, self.goal, self.tau, self.clock = subject, goal, tau, clock
+        self.routing, self.goal, self.tau, self.clock = routing, goal, tau, clock
         self.watch, self.tell, self.held_out, self.weights = watch, tell, held_out, weights
 
     def find(self) -> Found:
         """Train routers, or take those given; compile them."""
-        subject = self.subject
+        routing = self.routing
         self._prepare()
-        costs = subject.costs()
+        costs = routing.costs()
         self.tell(f"seconds of the branches, as shares of full: coreset {costs[1]:.2f}, tile {costs[2]:.2f}")
         if self.weights is not None:
-            routers, done = subject.load(self.weights), None
+            routers, done = routing.load(self.weights), None
         else:
-            self.watch.generation(len(subject.jobs), len(subject.jobs) + 1, "training the routers")
-            routers, done = subject.train(self.clock.ended, self.watch.step)
-            if done < subject.settings.steps:
-                self.tell(unfinished(done, subject.settings.steps))
-        table = subject.table(routers)
+            self.watch.generation(len(routing.jobs), len(routing.jobs) + 1, "training the routers")
+            routers, done = routing.train(self.clock.ended, self.watch.step)
+            if done < routing.settings.steps:
+                self.tell(unfinished(done, routing.settings.steps))
+        table = routing.table(routers)
         tau = self.tau if self.goal is None else self._pick(self.goal, table, done)
-        return Found(subject.recipe(table, tau), table, tau, done)
+        return Found(routing.recipe(table, tau), table, tau, done)
 
     def _prepare(self) -> None:
         """Samples; the first tells what verification will take."""
-        subject, number, began = self.subject, 0, time.monotonic()
+        routing, number, began = self.routing, 0, time.monotonic()
 
         def told(done: int, total: int) -> None:
             nonlocal number
             if done == 1:
-                self.watch.generation(number, len(subject.jobs) + 1, "latents to train on")
+                self.watch.generation(number, len(routing.jobs) + 1, "latents to train on")
             number += done == total
             self.watch.step(done, total)
 
         if self.weights is not None:
-            subject.look()
+            routing.look()
             return
-        subject.prepare(told)
+        routing.prepare(told)
         if number:
-            subject.keep("generation_seconds", (time.monotonic() - began) / number)
-        generation = subject.kept.get("generation_seconds", 0.0)
+            routing.keep("generation_seconds", (time.monotonic() - began) / number)
+        generation = routing.kept.get("generation_seconds", 0.0)
         self.clock.reserve = generation * (1 + VERIFYING * self.held_out)
         if self.clock.ended():
             raise BadUsage(
@@ -103,17 +103,17 @@ class VortaPursuit:
             )
 
     def _pick(self, goal: Goal, table: Mapping[str, np.ndarray], done: int | None) -> float | None:
-        subject = self.subject
+        routing = self.routing
 
         def measure(tau: float | None) -> Measured:
             key = f"measured, tau {tau} after {done} steps"
-            if key not in subject.kept:
-                jobs = subject.jobs[:MEASURED_JOBS]
-                recipe = subject.recipe(table, tau)
-                result = compare(subject.model, recipe, jobs, subject.arguments, Options(), self.watch)
+            if key not in routing.kept:
+                jobs = routing.jobs[:MEASURED_JOBS]
+                recipe = routing.recipe(table, tau)
+                result = compare(routing.model, recipe, jobs, routing.arguments, Options(), self.watch)
                 psnr = result.columns["recipe"].mean("psnr") or 0.0
-                subject.keep(key, {"speedup": result.speedup(), "psnr": psnr})
-            found = subject.kept[key]
+                routing.keep(key, {"speedup": result.speedup(), "psnr": psnr})
+            found = routing.kept[key]
             self.tell(
                 f"tau {'none' if tau is None else tau}: {found['speedup']:.2f}x, {found['psnr']:.1f} dB"
             )
@@ -129,7 +129,7 @@ class VortaPursuit:
 
     def close(self, found: Found, name: str, file: Path, ending: Ending, html: Path) -> Comparison:
         """Verify on held-out prompts, write the recipe and the page."""
-        subject, settings = self.subject, self.subject.settings
+        routing, settings = self.routing, self.routing.settings
         more: dict[str, Any] = {"method": "vorta", "coreset": settings.coreset}
         if found.steps is None:
             more["routers"] = "given"
@@ -142,9 +142,9 @@ class VortaPursuit:
             more["tau"] = found.tau
         more |= {f"share_{letter}": share for letter, share in shares_of(found.table, found.tau).items()}
         named = dataclasses.replace(found.recipe, name=name)
-        _, result = finish(subject.model, named, subject.arguments, file, ending, self.watch, more)
-        trained_in = subject.folder if found.steps is not None else None
-        page = vorta_page(result, found.table, found.tau, subject.costs(), trained_in)
+        _, result = finish(routing.model, named, routing.arguments, file, ending, self.watch, more)
+        trained_in = routing.folder if found.steps is not None else None
+        page = vorta_page(result, found.table, found.tau, routing.costs(), trained_in)
         html.parent.mkdir(parents=True, exist_ok=True)
         html.write_text(page, encoding="utf-8")
         return result

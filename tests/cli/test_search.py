@@ -29,6 +29,37 @@ def test_a_recipe_its_state_and_its_page_are_written(command, tiny_folder, tmp_p
     assert other.code == 2 and "is the state of a search with prompts" in other.said
 
 
+def test_a_recipe_by_head_is_written_and_searched_once(command, tiny_folder, tmp_path):
+    words = ("search", "-m", tiny_folder("wan"), "--method", "ditfastattn_v2", "--delta", 0.02)
+    words += ("--steps", 9, "--num-prompts", 1, "--held-out", 1, "--out", tmp_path, "--full", "auto")
+    ran = command(*words, "--error", "head")
+    assert ran.code == 0, ran.said
+    file = tmp_path / "wan" / "ditfastattn_v2.toml"
+    recipe = Recipe.from_file(file)
+    assert recipe.choices["F"].parameters == {"backend": "auto"}
+    assert {len(text) for rows in recipe.attention.values() for row in rows.values() for text in row} == {4}
+    settings = {name: recipe.made_by[name] for name in ("menu", "error", "interval", "full", "delta")}
+    assert settings == {"menu": "v2", "error": "head", "interval": 1, "full": "auto", "delta": 0.02}
+    page = file.with_suffix(".html").read_text()
+    assert "blocks.1.attn1, head 3, step 4: " in page and "; tried r " in page
+    assert page.count(": near ") == 2 * 3 * 2
+    state = file.with_suffix(".state.json").read_text()
+    again = command(*words, "--error", "head")
+    assert again.code == 0, again.said
+    assert file.with_suffix(".state.json").read_text() == state
+    other = command(*words, "--error", "projected")
+    assert other.code == 2 and "is the state of a search with error head" in other.said
+
+
+def test_a_goal_by_head_begins_where_the_method_says(command, tiny_folder, tmp_path):
+    ran = command(
+        "search", "-m", tiny_folder("wan"), "--method", "ditfastattn_v2", "--psnr", 20, "--minutes", 5,
+        "--steps", 9, "--num-prompts", 1, "--held-out", 1, "--out", tmp_path,
+    )  # fmt: skip
+    assert ran.code == 0, ran.said
+    assert "delta 0.003: " in ran.said
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -44,10 +75,16 @@ def test_a_recipe_its_state_and_its_page_are_written(command, tiny_folder, tmp_p
         (["--method", "ditfastattn", "--speedup", "2", "--steps", "2"], "the first of 2 steps"),
         (["--method", "timeline", "--delta", "0.1"], "--delta with --method timeline"),
         (["--method", "timeline", "--minutes", "3"], "--minutes with --method timeline"),
+        (["--method", "timeline", "--full", "auto"], "--full with --method timeline; it takes --speedup."),
+        (["--method", "ditfastattn", "--menu", "v2"], "--menu with --method ditfastattn; it takes --delta"),
+        (["--method", "ditfastattn_v2", "--near", "band"], "or use --method ditfastattn."),
+        (["--method", "ditfastattn_v2"], "--delta 0.003 is a first try"),
+        (["--method", "ditfastattn_v2", "--delta", "0.1", "--interval", "0"], "a decision every 0 steps"),
+        (["--method", "ditfastattn_v2", "--delta", "0.1", "--menu", "all"], 'menu "all"; known: v2, ours'),
         (["--method", "timeline", "--name", "mine"], 'asked for the name "mine"'),
         (
             ["--method", "timeline", "--tau", "0.5"],
-            "--tau with --method timeline; it is an option of routers",
+            "--tau with --method timeline; it takes --speedup",
         ),
         (["--method", "vorta", "--tau", "0.3"], "--tau 0.3; the greatest of 3 scores"),
         (["--method", "vorta", "--tau", "0.5", "--psnr", "30"], "by VORTA for --psnr 30 and --tau 0.5"),
@@ -57,6 +94,7 @@ def test_a_recipe_its_state_and_its_page_are_written(command, tiny_folder, tmp_p
         (["--method", "vorta", "--sites", "blocks.0.attn1"], "--sites with --method vorta"),
         (["--method", "vorta", "--price", "gold"], 'the price "gold"; known: published, latency'),
         (["--method", "vorta", "--coreset", "all"], 'the coreset "all"; known: published, keys'),
+        (["--method", "vorta", "--full", "mine"], 'full heads by "mine"; known: model, auto'),
         (["--method", "vorta", "--temperature", "0"], "temperature 0; it must be over 0"),
         (["--method", "vorta", "--weights", "gone.safetensors"], "there is no such file"),
         (["--method", "ditfastattn", "--delta", "0.1", "--prompts", "gone.txt"], "gone.txt"),
@@ -107,12 +145,14 @@ VORTA = ("--method", "vorta", "--steps-of-training", 2, "--micro-batches", 1, "-
 
 def test_routers_are_trained_compiled_and_used_again(command, tiny_folder, tmp_path):
     words = ("search", "-m", tiny_folder("pixart_sigma"), *VORTA, "--num-prompts", 1, "--out", tmp_path)
+    words += ("--full", "auto")
     ran = command(*words, "--psnr", 1)
     assert ran.code == 0, ran.said
     assert "seconds of the branches, as shares of full: coreset" in ran.said and "tau none: " in ran.said
     file = tmp_path / tiny_folder("pixart_sigma").name / "vorta.toml"
     recipe, routers = Recipe.from_file(file), file.with_suffix(".training") / "routers.safetensors"
     made_by = recipe.made_by
+    assert recipe.choices["F"].parameters["backend"] == "auto"
     assert set(recipe.attention["both"]) == {f"transformer_blocks.{i}.attn1" for i in range(2)}
     assert made_by["method"] == "vorta" and made_by["trained_steps"] == 2 and made_by["psnr"] > 0
     assert made_by["share_F"] + made_by["share_c"] + made_by["share_t"] == pytest.approx(1, abs=0.01)
@@ -126,6 +166,8 @@ def test_routers_are_trained_compiled_and_used_again(command, tiny_folder, tmp_p
         tiny_folder("pixart_sigma"),
         "--method",
         "vorta",
+        "--full",
+        "auto",
         "--weights",
         routers,
         "--steps",

@@ -9,7 +9,6 @@ from dit_accel import loading
 from dit_accel.compare import Job
 from dit_accel.registry import FAMILIES
 from dit_accel.search import ditfastattn
-from dit_accel.search.greedy import Decisions
 from dit_accel.testing import TINY
 from dit_accel_kernels.block_attention import break_even
 
@@ -29,7 +28,7 @@ class Tiny:
     model: loading.Model
     arguments: dict[str, Any]
 
-    def look(self, jobs=JOBS, **more: Any) -> ditfastattn.Subject:
+    def look(self, jobs=JOBS, **more: Any) -> ditfastattn.DiTFastAttn:
         return ditfastattn.look(self.model, jobs, self.arguments, **more)
 
 
@@ -39,8 +38,8 @@ def never() -> bool:
 
 def decide(subject, delta, ended=never, saved=lambda: None, told=lambda done, total: None, decisions=None):
     """(recipe, decisions) of one search."""
-    decisions = Decisions() if decisions is None else decisions
-    return ditfastattn.search(subject, delta, decisions, ended, saved, told), decisions
+    decisions = subject.decided() if decisions is None else decisions
+    return subject.search(delta, decisions, ended, saved, told), decisions
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ import torch
 
 from dit_accel import api
 from dit_accel.search import ditfastattn, menu
+from dit_accel.search.subject import call_of
 from dit_accel.stages import stages
 from tests.search.conftest import JOBS, decide
 from tests.search.replay import Replay
@@ -29,7 +30,7 @@ def test_decisions_are_those_of_a_replay_by_full_forwards(case, delta, tiny):
     pipe, blocks = made.model.pipe, made.model.family.blocks[0]
     replay = Replay(pipe, blocks, case == "pixart_sigma", band(case), delta)
     with replay.installed(), stages(pipe):
-        pipe(**ditfastattn.call_of(subject.jobs, subject.arguments), output_type="latent")
+        pipe(**call_of(subject.jobs, subject.arguments), output_type="latent")
     assert found.picks == replay.decided
     kinds = set("".join(found.picks))
     assert len(kinds) >= 4, f"too easy to tell anything: {kinds}"
@@ -47,7 +48,7 @@ def test_the_recipe_runs_as_it_was_decided(case, tiny):
     assert found.finished and len(found.picks) == 9
     joint = "text" in made.model.family.token_order
     with api.accelerated(made.model.pipe, recipe, strict=True) as handle, stages(made.model.pipe):
-        made.model.pipe(**ditfastattn.call_of(subject.jobs, subject.arguments), output_type="latent")
+        made.model.pipe(**call_of(subject.jobs, subject.arguments), output_type="latent")
         report = handle.report()
     counted = report.counters
     letters = [menu.rows_of(found.history("transformer", layer, 9), joint) for layer in range(2)]
@@ -103,5 +104,19 @@ def test_two_denoisers_each_begin_full(tiny):
     assert set("".join(found.picks[1:handover] + found.picks[handover + 1 :])) == {"R"}
     assert {site.partition(".")[0] for site in recipe.timeline["both"]} == {"blocks", "transformer_2"}
     with api.accelerated(pipe, recipe, strict=True) as handle, stages(pipe):
-        pipe(**ditfastattn.call_of(subject.jobs, subject.arguments), output_type="latent")
+        pipe(**call_of(subject.jobs, subject.arguments), output_type="latent")
         assert handle.report().counters["reuse"] == 2 * 2 * 10
+
+
+def test_full_heads_may_be_served_by_a_backend(tiny):
+    """The decisions are the same; what stays full has the backend, also where all of a layer does."""
+    made = tiny("wan")
+    plain, first = decide(made.look(jobs=JOBS[:1]), 1e-5)
+    fast, second = decide(made.look(jobs=JOBS[:1], full="auto"), 1e-5)
+    assert first.picks == second.picks and fast.timeline == plain.timeline
+    assert fast.choices["F"].parameters == {"backend": "auto"} and not plain.choices["F"].parameters
+    nothing, _ = decide(made.look(jobs=JOBS[:1], full="auto"), 1e-9)
+    assert set(nothing.attention["both"]) == {"blocks.0.attn1", "blocks.1.attn1"}
+    with api.accelerated(made.model.pipe, nothing, strict=True) as handle, stages(made.model.pipe):
+        made.model.pipe(**call_of(JOBS[:1], made.arguments), output_type="latent")
+        assert handle.report().counters["full_auto"] > 0

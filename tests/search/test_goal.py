@@ -7,6 +7,8 @@ import pytest
 from dit_accel.errors import BadUsage
 from dit_accel.search.goal import Goal, check_goal, pursue
 
+START = 3e-4
+
 
 def trade(delta):
     """Faster and worse with delta: 1.3x and 30 dB at 0.01."""
@@ -18,33 +20,35 @@ def never():
 
 
 def test_a_speedup_is_reached_with_little_more_than_it_takes():
-    chosen, tried = pursue(Goal("speedup", 1.3), trade, never, tries=8)
+    chosen, tried = pursue(Goal("speedup", 1.3), trade, never, START, tries=8)
     assert 0.01 <= chosen < 0.013 and trade(chosen)["speedup"] >= 1.3
     assert chosen == min(delta for delta in tried if trade(delta)["speedup"] >= 1.3)
 
 
 def test_a_quality_is_kept_and_what_it_allows_is_used():
-    chosen, tried = pursue(Goal("psnr", 30.0), trade, never, tries=8)
+    chosen, tried = pursue(Goal("psnr", 30.0), trade, never, START, tries=8)
     assert 0.0075 < chosen <= 0.01
     assert chosen == max(delta for delta in tried if trade(delta)["psnr"] >= 30)
 
 
 def test_out_of_reach_the_nearest_is_taken():
-    assert pursue(Goal("speedup", 9.0), trade, never)[0] == max(pursue(Goal("speedup", 9.0), trade, never)[1])
-    chosen, tried = pursue(Goal("psnr", 99.0), trade, never)
+    assert pursue(Goal("speedup", 9.0), trade, never, START)[0] == max(
+        pursue(Goal("speedup", 9.0), trade, never, START)[1]
+    )
+    chosen, tried = pursue(Goal("psnr", 99.0), trade, never, START)
     assert chosen == min(tried)
 
 
 def test_a_budget_ends_the_pursuit_with_what_was_measured():
     asked = []
     chosen, tried = pursue(
-        Goal("speedup", 1.3), lambda d: asked.append(d) or trade(d), lambda: len(asked) == 2
+        Goal("speedup", 1.3), lambda d: asked.append(d) or trade(d), lambda: len(asked) == 2, START
     )
     assert len(tried) == 2 and chosen in tried
 
 
 def test_a_delta_is_searched_once():
-    assert pursue(Goal("delta", 0.02), lambda delta: {}, never) == (0.02, {0.02: {}})
+    assert pursue(Goal("delta", 0.02), lambda delta: {}, never, START) == (0.02, {0.02: {}})
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 from dit_accel import recipe_files
 from dit_accel.errors import BadUsage
-from dit_accel.search import ditfastattn, maps
+from dit_accel.search import maps
 from dit_accel.search.goal import Goal
 from dit_accel.search.greedy import Decisions
-from dit_accel.search.pursuit import Clock, Pursuit, asked_of
+from dit_accel.search.pursuit import Clock, Pursuit
 from dit_accel.search.saved import Saved
 from tests.search.conftest import JOBS, decide
 
@@ -26,7 +26,7 @@ class Stopped(Exception):
 
 def interrupted(subject, state, after):
     """Search with a state file and be stopped after some decisions; what the file then holds."""
-    kept = Saved(state, asked_of(subject))
+    kept = Saved(state, subject.asked(), Decisions)
     left = after
 
     def stop():
@@ -38,7 +38,7 @@ def interrupted(subject, state, after):
 
     with pytest.raises(Stopped):
         decide(subject, LOSSY, saved=stop, decisions=kept.decisions(LOSSY))
-    return Saved(state, asked_of(subject)).decisions(LOSSY)
+    return Saved(state, subject.asked(), Decisions).decisions(LOSSY)
 
 
 @pytest.mark.parametrize("after", [0, 1, 6], ids=["inside_the_first_step", "between_steps", "inside_a_step"])
@@ -99,22 +99,22 @@ def test_a_budget_that_verification_alone_exceeds_is_refused_after_one_step(tiny
 def test_a_state_of_another_search_is_refused(tiny, tmp_path):
     subject = tiny("wan").look(jobs=JOBS[:1])
     state = tmp_path / "x.json"
-    Saved(state, asked_of(subject)).save()
-    Saved(state, asked_of(subject))
+    Saved(state, subject.asked(), Decisions).save()
+    Saved(state, subject.asked(), Decisions)
     other = tiny("wan").look(jobs=JOBS[1:])
     with pytest.raises(BadUsage, match=r"prompts .*blue disc.*x.json is the state of a search with prompts"):
-        Saved(state, asked_of(other))
+        Saved(state, other.asked(), Decisions)
     with torch.no_grad():
         next(subject.model.pipe.transformer.parameters()).add_(1)
     with pytest.raises(BadUsage, match="asked to search with weights"):
-        Saved(state, asked_of(subject))
+        Saved(state, subject.asked(), Decisions)
     state.write_text("{}")
     with pytest.raises(BadUsage, match="not the state of a search"):
-        Saved(state, {})
+        Saved(state, {}, Decisions)
 
 
 def test_a_state_file_is_whole_at_every_moment(tmp_path, monkeypatch):
-    state = Saved(tmp_path / "x.json", {"model": "tiny"})
+    state = Saved(tmp_path / "x.json", {"model": "tiny"}, Decisions)
     state.decisions(0.1).picks.append("F")
     state.save()
     before = (tmp_path / "x.json").read_text()
@@ -138,6 +138,7 @@ def test_a_state_file_is_whole_at_every_moment(tmp_path, monkeypatch):
         ),
         ({}, {"sites": ["blocks.0.attn2"]}, "no self-attention"),
         ({}, {"sites": ["blocks.0.ffn"]}, "no self-attention"),
+        ({}, {"full": "fast"}, 'full heads by "fast"; known: model, auto'),
         ({}, {"near": "circle"}, 'near set "circle"; known: band, brick'),
         ({}, {"memory_gb": 1e-6}, "--memory-gb allows 0.0"),
         ({"height": 33}, {}, "refused"),
@@ -170,8 +171,7 @@ def test_memory_is_foreseen(tiny):
         decide(subject, 1e-5)
     finally:
         Memory.store_heads = own
-    latents = torch.zeros(2, 1)
-    foreseen = ditfastattn.stored_bytes(subject, latents)
+    foreseen = subject.stored_bytes()
     # and what is shared inside a step, an output of cond for each layer
     assert foreseen * 0.9 <= max(peaks) <= foreseen * 1.25
 
@@ -206,9 +206,9 @@ def test_maps_are_the_softmax_of_what_attention_sees(case, tiny, monkeypatch):
 
 
 def test_decisions_come_back_as_they_were(tmp_path):
-    state = Saved(tmp_path / "x.json", {})
+    state = Saved(tmp_path / "x.json", {}, Decisions)
     state.searches["0.1"] = Decisions(
         ["FF", "RW"], [[{}, {}], [{"R": 1e-7}, {"R": 0.1, "W": 3e-9}]], ["t", "t"]
     )
     state.save()
-    assert Saved(tmp_path / "x.json", {}).searches == state.searches
+    assert Saved(tmp_path / "x.json", {}, Decisions).searches == state.searches

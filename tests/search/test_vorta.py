@@ -1,6 +1,7 @@
 """VORTA: what training runs is what a recipe runs; the loss is the paper's; a table becomes a recipe."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,11 +13,11 @@ from dit_accel.methods.attention.brick import Brick
 from dit_accel.methods.attention.coreset import Coreset
 from dit_accel.plan import resolve
 from dit_accel.recipe import Recipe
-from dit_accel.search import vorta
-from dit_accel.search.ditfastattn import call_of
+from dit_accel.search import vorta, vorta_page
 from dit_accel.search.goal import Goal
 from dit_accel.search.router_table import compile_table, letters_of, pick_tau, taus
-from dit_accel.search.vorta import Settings, Subject
+from dit_accel.search.subject import call_of
+from dit_accel.search.vorta import Routing, Settings
 from dit_accel.sites import Denoiser
 from dit_accel.train.vorta import samples as made
 from dit_accel.train.vorta.branches import LETTERS, Branches, branches_of
@@ -31,7 +32,7 @@ ALL = ("pixart_sigma", "wan", "cogvideox", "qwen_image")
 def subject_of(tiny, case, folder, jobs=JOBS, **settings):
     """A subject with its samples made."""
     model = tiny(case, steps=4)
-    subject = Subject(model.model, jobs, model.arguments, Settings(**settings), folder)
+    subject = Routing(model.model, jobs, model.arguments, Settings(**settings), folder)
     subject.prepare(lambda *_: None)
     return subject
 
@@ -273,6 +274,17 @@ def test_a_threshold_that_changes_nothing_is_refused(tau):
         compile_table(table_of(), (1.0, 0.9, 0.75, 0.5, 0.3, 0.1), BRANCHES, {"family": "wan"}, tau)
 
 
+def test_the_page_shows_what_every_head_takes_at_every_step():
+    table = table_of()
+    shown = re.findall(
+        r'class="(\w+)" x[^>]*><title>([\w.]+), head (\d), step (\d):',
+        vorta_page._table(table, 0.5, (1, 1, 1)),
+    )
+    assert len(shown) == 2 * 6 * 3
+    for colour, site, head, step in shown:
+        assert colour == vorta_page.COLOURS[letters_of(table[site], 0.5)[int(step), int(head)]]
+
+
 def test_thresholds_make_the_asked_shares_full():
     table = table_of(steps=20, heads=8)
     found = taus(table, (0.0, 0.25, 0.5, 0.75))
@@ -364,7 +376,7 @@ def test_two_denoisers_and_a_start_image_are_refused(tiny, tmp_path):
     model.model.pipe.transformer_2 = model.model.pipe.transformer
     try:
         with pytest.raises(BadUsage, match=r"has two denoisers; .* Use --method ditfastattn"):
-            Subject(model.model, JOBS, model.arguments, Settings(), tmp_path)
+            Routing(model.model, JOBS, model.arguments, Settings(), tmp_path)
     finally:
         model.model.pipe.transformer_2 = None
     call = {"hidden_states": torch.zeros(1, 36, 3, 4, 4)}
@@ -380,5 +392,7 @@ def test_the_choices_of_a_recipe_are_the_published_ones():
     }  # fmt: skip
     assert BRANCHES.choices()["c"]["keys"] == "as_queries"
     assert branches_of("keys", False).choices()["c"] == {"method": "coreset"}
+    assert BRANCHES.choices()["F"] == {"method": "full"}
+    assert branches_of("keys", False, {"backend": "auto"}).choices()["F"]["backend"] == "auto"
     assert BRANCHES.choices()["t"] == {"method": "brick", "extent": (1, 1, 1)}
     assert Branches(Coreset()).coreset.kept == 6 and json.dumps(BRANCHES.choices())

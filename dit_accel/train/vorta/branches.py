@@ -5,6 +5,7 @@ are attended by `scaled_dot_product_attention`; tests hold both to the same numb
 function of the weights: gradients flow through the values of what is kept, as in the paper.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -48,15 +49,15 @@ class Branches:
         return {letter: {"method": name, **_given(method)} for letter, name, method in named}
 
 
-def branches_of(coreset: str, joint: bool) -> Branches:
+def branches_of(coreset: str, joint: bool, full: Mapping[str, Any] | None = None) -> Branches:
     """`published`: half of the queries and keys are dropped, on a `joint` attention as for HunyuanVideo.
 
     `keys`: only keys are dropped, and their centres have their votes: `coreset`'s own defaults.
+    `full` are the parameters of full attention.
     """
-    if coreset == "keys":
-        return Branches(Coreset())
     keys = "selected" if joint else "as_queries"
-    return Branches(Coreset(queries="selected", keys=keys, reweight=False))
+    dropping = Coreset() if coreset == "keys" else Coreset(queries="selected", keys=keys, reweight=False)
+    return Branches(dropping, full=Full(**(full or {})))
 
 
 def _given(method: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from dit_accel import compat
 from dit_accel.compare import Job
 from dit_accel.errors import BadUsage
 from dit_accel.loading import Model
-from dit_accel.search.ditfastattn import call_of
+from dit_accel.search.subject import call_of
 from dit_accel.stages import stages
 
 Arguments = dict[str, Any]  # of a denoiser's forward, by name
