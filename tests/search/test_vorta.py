@@ -353,6 +353,7 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_routers(tiny, tmp_path,
     for words, other in (
         (r"price latency; .* is of a training with price published", {"weights": Weights(priced="latency")}),
         (r"coreset keys; .* Give another --out", {"coreset": "keys"}),
+        ("full auto", {"full": "auto"}),
     ):
         with pytest.raises(BadUsage, match=words):
             subject_of(tiny, "wan", tmp_path / "cut", **settings | other)
