@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from dit_accel.search.vorta import Routing, Settings
 from dit_accel.sites import Denoiser
 from dit_accel.train.vorta import samples as made
 from dit_accel.train.vorta.branches import LETTERS, Branches, branches_of
-from dit_accel.train.vorta.objective import Objective, Weights, draw, embeddings, measure_costs
+from dit_accel.train.vorta.objective import Objective, Weights, draw, embeddings, measure_costs, seconds_on
 from dit_accel.train.vorta.router import Routers
 from tests.search.conftest import JOBS, never
 
@@ -233,6 +234,12 @@ def test_costs_are_those_of_the_kernels_and_dense_where_it_runs_dense(tiny, tmp_
     with subject.routed.attached():
         assert measure_costs(subject.routed, subject.samples[0], subject.branches) == (1.0, 0.25, 1.0)
     assert order[:4] == [("full", (1, 8, 16)), ("coreset", (1, 8, 16))] * 2
+
+
+def test_waiting_for_others_costs_nothing_on_a_cpu():
+    began = seconds_on(torch.device("cpu"))
+    time.sleep(0.3)
+    assert seconds_on(torch.device("cpu")) - began < 0.2
 
 
 # ---- from scores to a recipe
