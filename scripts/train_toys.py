@@ -23,7 +23,7 @@ def vae(
     threads: Threads = 0,
 ) -> None:
     """Trains the autoencoder of TOY (wan or pixart)."""
-    from dit_accel.train.toys.loop import LoopConfig
+    from dit_accel.train.loop import LoopConfig
     from dit_accel.train.toys.vae import train_vae
 
     _threads(threads)
@@ -62,7 +62,7 @@ def read(
     threads: Threads = 0,
 ) -> None:
     """Teaches TOY's text encoder which words belong together; the transformer of START stays as it is."""
-    from dit_accel.train.toys.loop import LoopConfig
+    from dit_accel.train.loop import LoopConfig
     from dit_accel.train.toys.reading import train_reading
 
     _threads(threads)
@@ -84,8 +84,8 @@ def denoiser(
     threads: Threads = 0,
 ) -> None:
     """Trains one STAGE of TOY's transformer and text encoder on the latents in POOLS."""
+    from dit_accel.train.loop import LoopConfig
     from dit_accel.train.toys.denoiser import train_denoiser
-    from dit_accel.train.toys.loop import LoopConfig
 
     _threads(threads)
     config = LoopConfig(folder, steps, lr, cooldown=cooldown, seed=seed, save_every=save_every)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dit_accel.search.method import Search
     from dit_accel.search.outcome import Ending
 
-METHODS = ("ditfastattn", "ditfastattn_v2", "plan", "timeline")
+METHODS = ("ditfastattn", "ditfastattn_v2", "plan", "timeline", "vorta")
 # options that some methods take and others do not
 OWN = {
     "ditfastattn": ("delta", "speedup", "psnr", "minutes", "memory_gb", "sites", "full", "near"),
@@ -26,6 +26,10 @@ OWN = {
     ),
     "plan": ("delta", "speedup", "psnr", "minutes", "memory_gb", "sites"),
     "timeline": ("speedup",),
+    "vorta": (
+        "speedup", "psnr", "minutes", "full", "steps_of_training", "micro_batches", "price", "coreset",
+        "temperature", "recompute", "tau", "weights"
+    ),
 }  # fmt: skip
 
 EXAMPLES = """
@@ -38,6 +42,8 @@ EXAMPLES = """
   --method ditfastattn_v2 --menu ours --full auto --psnr 35 --out recipes`
 - Every head's kind at every step, by its price in seconds and its error in the video: `dit-accel search
   -m toys/wan --method plan --speedup 1.8 --out recipes`
+- Routers over full attention, coreset and sliding tiles: `dit-accel search -m toys/pixart --method vorta
+  --price latency --minutes 20 --out recipes`
 - Whole spans of steps, three recipes: `dit-accel search -m toys/pixart --method timeline --out recipes`
 """
 
@@ -48,8 +54,8 @@ def search(
         str,
         typer.Option(
             "--method",
-            help="ditfastattn: per layer and step; ditfastattn_v2: per head too; plan: one budget for all; "
-            "timeline: whole steps.",
+            help="ditfastattn: per layer and step; ditfastattn_v2: per head too; plan: per head, one budget "
+            "for all; vorta: per head and noise level, learned; timeline: whole steps.",
         ),
     ],
     out: Annotated[
@@ -105,9 +111,36 @@ def search(
     memory_gb: Annotated[
         float | None, typer.Option("--memory-gb", help="The most that may be stored.")
     ] = None,
+    training_steps: Annotated[
+        int | None, typer.Option("--steps-of-training", min=1, help="vorta: of its routers. [default: 100]")
+    ] = None,
+    micro_batches: Annotated[
+        int | None, typer.Option("--micro-batches", min=1, help="vorta: of a training step. [default: 4]")
+    ] = None,
+    price: Annotated[
+        str | None,
+        typer.Option("--price", help="vorta: published (full attention) or latency. [default: published]"),
+    ] = None,
+    coreset: Annotated[
+        str | None,
+        typer.Option("--coreset", help="vorta: published, or keys: no query drops. [default: published]"),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="vorta: of the scores at the end. [default: 1]")
+    ] = None,
+    tau: Annotated[
+        float | None, typer.Option("--tau", help="vorta: full where no score is so great.")
+    ] = None,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="vorta: less memory in training, more time, same numbers.")
+    ] = False,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="vorta: routers that were trained before.")
+    ] = None,
     prompts: Annotated[Path | None, typer.Option("--prompts", help="A text file, one prompt a line.")] = None,
     num_prompts: Annotated[
-        int | None, typer.Option("--num-prompts", min=1, help="Calibration prompts. [default: 2; timeline 4]")
+        int | None,
+        typer.Option("--num-prompts", min=1, help="Calibration prompts. [default: 2; timeline 4, vorta 8]"),
     ] = None,
     held_out: Annotated[int, typer.Option("--held-out", min=1, help="Prompts to verify on.")] = 4,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the first calibration prompt.")] = 1000,
@@ -154,17 +187,27 @@ def search(
         "error": error,
         "interval": interval,
         "full": full,
+        "steps_of_training": training_steps,
+        "micro_batches": micro_batches,
+        "price": price,
+        "coreset": coreset,
+        "temperature": temperature,
+        "recompute": recompute or None,
+        "tau": tau,
+        "weights": weights,
     }
     settings = {key: value for key, value in settings.items() if value not in (None, [])}
     _check_before_loading(method, goals | settings | {"minutes": minutes})
     loaded, arguments = asked.load_model(model, Place(device, dtype, offload), wanted)
-    count = num_prompts or (4 if method == "timeline" else 2)
+    count = num_prompts or {"timeline": 4, "vorta": 8}.get(method, 2)
     calibration, fresh = split_jobs(loaded, prompts, count, held_out, seed)
     ending = Ending(calibration, fresh, own_command(), results, results_name)
     if method == "plan":
         _plan(loaded, arguments, out, name or method, goals, settings, minutes, ending)
     elif method == "timeline":
         _timeline(loaded, arguments, out, name, speedup, ending)
+    elif method == "vorta":
+        _vorta(loaded, arguments, out, name or method, goals | settings, minutes, ending)
     else:
         _along(method, loaded, arguments, out, name or method, goals, settings, minutes, ending)
 
@@ -186,6 +229,49 @@ def _check_before_loading(method: str, given: dict[str, Any]) -> None:
             f"asked for --{other[0].replace('_', '-')} with --method {method}; it takes {taken}. "
             f"Leave the option out, or use --method {' or '.join(able)}."
         )
+    if method == "vorta":
+        _check_vorta(given)
+
+
+def _check_vorta(given: dict[str, Any]) -> None:
+    from dit_accel.search.vorta import settings_of
+    from dit_accel.search.vorta_pursuit import check_routing_goal
+
+    check_routing_goal(given["speedup"], given["psnr"], given.get("tau"))
+    settings_of(given)
+    file = given.get("weights")
+    made = [name for name in ("steps_of_training", "micro_batches", "price", "temperature") if name in given]
+    if file is not None and (made or not file.is_file()):
+        found = f"--{made[0].replace('_', '-')} is given too" if made else "there is no such file"
+        raise BadUsage(
+            f"asked to use the routers in {file}; {found}. Give a file of routers alone, or train some."
+        )
+
+
+def _vorta(
+    model: "Model", arguments: dict[str, Any], out: Path, name: str, given: dict[str, Any],
+    minutes: float | None, ending: "Ending",
+) -> None:  # fmt: skip
+    from dit_accel.cli.compare import table
+    from dit_accel.search.outcome import file_of
+    from dit_accel.search.pursuit import Clock
+    from dit_accel.search.vorta import Routing, settings_of
+    from dit_accel.search.vorta_pursuit import VortaPursuit, check_routing_goal
+
+    tau, weights = given.get("tau"), given.get("weights")
+    goal = check_routing_goal(given["speedup"], given["psnr"], tau)
+    clock, file = Clock(minutes), file_of(out, model.name, name)
+    asked.check_writable(file)
+    folder, page = file.with_suffix(".training"), file.with_suffix(".html")
+    routing = Routing(model, ending.calibration, arguments, settings_of(given), folder)
+    with Bars() as bars:
+        pursuit = VortaPursuit(routing, goal, tau, clock, bars, say, len(ending.held_out), weights)
+        result = pursuit.close(pursuit.find(), f"{model.name}/{name}", file, ending, page)
+    screen.print(table(result))
+    say(f"{file}: the recipe")
+    say(f"{page}: what the routers chose, and the losses of their training")
+    if weights is None:
+        say(f"{folder / 'routers.safetensors'}: the routers, for --weights")
 
 
 def _look(method: str) -> "Callable[..., Search]":

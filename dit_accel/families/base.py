@@ -57,6 +57,8 @@ class Family:
         default_factory=dict
     )  # forward argument -> axis of the tokens
     raster_arguments: tuple[str, ...] = ()  # forward arguments that meet the tokens between blocks
+    # submodule that embeds the timestep and nothing else: [B, E], before modulation; "": there is none
+    time_embedder: str = ""
 
     def __post_init__(self) -> None:
         if sorted(self.returns) != sorted(self.streams):

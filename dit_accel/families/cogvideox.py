@@ -38,4 +38,5 @@ COGVIDEOX = Family(
     fps=8,
     places=(Place("patch_embed", axis=1), Place("proj_out", axis=1, back=True)),
     placed_arguments={"image_rotary_emb": 0},
+    time_embedder="time_embedding",
 )

@@ -37,4 +37,5 @@ PIXART = Family(
     fps=1,
     places=(Place("pos_embed", axis=1), Place("proj_out", axis=1, back=True)),
     raster_arguments=("attention_mask",),
+    time_embedder="adaln_single.emb.timestep_embedder",
 )

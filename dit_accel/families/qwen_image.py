@@ -60,4 +60,5 @@ QWEN_IMAGE = Family(
         Place("proj_out", axis=1, back=True),
     ),
     raster_arguments=("controlnet_block_samples",),
+    time_embedder="time_text_embed.timestep_embedder",
 )

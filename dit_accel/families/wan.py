@@ -44,4 +44,5 @@ WAN = Family(
         Place("proj_out", axis=1, back=True),
     ),
     placed_arguments={"timestep": 1},
+    time_embedder="condition_embedder.time_embedder",
 )

@@ -1,1 +1,1 @@
-"""Training loops; every one runs under accelerate."""
+"""Training loops; every one runs under accelerate, through `loop.train`."""

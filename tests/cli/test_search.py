@@ -3,6 +3,7 @@
 import pytest
 
 from dit_accel.recipe import Recipe
+from dit_accel.search.pursuit import Clock
 
 
 def test_a_recipe_its_state_and_its_page_are_written(command, tiny_folder, tmp_path):
@@ -81,6 +82,21 @@ def test_a_goal_by_head_begins_where_the_method_says(command, tiny_folder, tmp_p
         (["--method", "ditfastattn_v2", "--delta", "0.1", "--interval", "0"], "a decision every 0 steps"),
         (["--method", "ditfastattn_v2", "--delta", "0.1", "--menu", "all"], 'menu "all"; known: v2, ours'),
         (["--method", "timeline", "--name", "mine"], 'asked for the name "mine"'),
+        (
+            ["--method", "timeline", "--tau", "0.5"],
+            "--tau with --method timeline; it takes --speedup",
+        ),
+        (["--method", "vorta", "--tau", "0.3"], "--tau 0.3; the greatest of 3 scores"),
+        (["--method", "vorta", "--tau", "0.5", "--psnr", "30"], "by VORTA for --psnr 30 and --tau 0.5"),
+        (["--method", "vorta", "--speedup", "1"], "--speedup 1; it must be over 1"),
+        (["--method", "vorta", "--delta", "0.1"], "--delta with --method vorta"),
+        (["--method", "vorta", "--near", "brick"], "--near with --method vorta"),
+        (["--method", "vorta", "--sites", "blocks.0.attn1"], "--sites with --method vorta"),
+        (["--method", "vorta", "--price", "gold"], 'the price "gold"; known: published, latency'),
+        (["--method", "vorta", "--coreset", "all"], 'the coreset "all"; known: published, keys'),
+        (["--method", "vorta", "--full", "mine"], 'full heads by "mine"; known: model, auto'),
+        (["--method", "vorta", "--temperature", "0"], "temperature 0; it must be over 0"),
+        (["--method", "vorta", "--weights", "gone.safetensors"], "there is no such file"),
         (["--method", "ditfastattn", "--delta", "0.1", "--prompts", "gone.txt"], "gone.txt"),
     ],
 )
@@ -122,3 +138,78 @@ def test_the_timeline_search_is_a_method_too(command, tiny_folder, tmp_path):
     recipe = Recipe.from_file(tmp_path / "wan" / "timeline-1.05x.toml")
     assert recipe.timeline["cond"]["blocks.0-1"].startswith("C")
     assert (tmp_path / "results" / "cpu.jsonl").read_text().count("\n") >= 2
+
+
+VORTA = ("--method", "vorta", "--steps-of-training", 2, "--micro-batches", 1, "--steps", 3, "--held-out", 1)
+
+
+def test_routers_are_trained_compiled_and_used_again(command, tiny_folder, tmp_path):
+    words = ("search", "-m", tiny_folder("pixart_sigma"), *VORTA, "--num-prompts", 1, "--out", tmp_path)
+    words += ("--full", "auto")
+    ran = command(*words, "--psnr", 1)
+    assert ran.code == 0, ran.said
+    assert "seconds of the branches, as shares of full: coreset" in ran.said and "tau none: " in ran.said
+    file = tmp_path / tiny_folder("pixart_sigma").name / "vorta.toml"
+    recipe, routers = Recipe.from_file(file), file.with_suffix(".training") / "routers.safetensors"
+    made_by = recipe.made_by
+    assert recipe.choices["F"].parameters["backend"] == "auto"
+    assert set(recipe.attention["both"]) == {f"transformer_blocks.{i}.attn1" for i in range(2)}
+    assert made_by["method"] == "vorta" and made_by["trained_steps"] == 2 and made_by["psnr"] > 0
+    assert made_by["share_F"] + made_by["share_c"] + made_by["share_t"] == pytest.approx(1, abs=0.01)
+    page = file.with_suffix(".html").read_text()
+    heads = len(recipe.attention["both"]["transformer_blocks.0.attn1"][0])
+    assert page.count("transformer_blocks.1.attn1, head 0, step ") == 3 and "losses over the steps" in page
+    assert page.count("<title>transformer_blocks.0.attn1, head ") == 3 * heads
+    again = command(
+        "search",
+        "-m",
+        tiny_folder("pixart_sigma"),
+        "--method",
+        "vorta",
+        "--full",
+        "auto",
+        "--weights",
+        routers,
+        "--steps",
+        3,
+        "--held-out",
+        1,
+        "--num-prompts",
+        1,
+        "--out",
+        tmp_path,
+        "--name",
+        "again",
+    )
+    assert again.code == 0, again.said
+    given = Recipe.from_file(file.with_name("again.toml"))
+    assert given.attention == recipe.attention and given.made_by["routers"] == "given"
+    assert not file.with_name("again.training").exists()
+    other = command(*words, "--price", "latency")
+    assert other.code == 2 and "is of a training with price published" in other.said
+
+
+def test_a_training_whose_budget_ends_is_used_and_goes_on(command, tiny_folder, tmp_path, monkeypatch):
+    words = (
+        "search",
+        "-m",
+        tiny_folder("wan"),
+        "--method",
+        "vorta",
+        "--steps-of-training",
+        100,
+        "--minutes",
+        60,
+    )
+    words += (*VORTA[4:], "--num-prompts", 1, "--out", tmp_path)
+    for steps in (3, 6):
+        asked = iter([False] * 3)  # before the training, and after two of its steps
+        monkeypatch.setattr(Clock, "ended", lambda _, asked=asked: next(asked, True))
+        ran = command(*words)
+        assert ran.code == 0, ran.said
+        assert f"after step {steps} of 100 of the training; the routers are those of that step" in ran.said
+        made_by = Recipe.from_file(tmp_path / tiny_folder("wan").name / "vorta.toml").made_by
+        assert made_by["trained_steps"] == steps and "the budget ended after step" in made_by["stopped"]
+    monkeypatch.setattr(Clock, "ended", lambda _: True)
+    ran = command(*words)
+    assert ran.code == 2 and "which goes on from here, or a smaller --held-out" in ran.said

@@ -5,8 +5,8 @@ import json
 import torch
 
 from dit_accel.scenes.caption import MOTIONS, SHAPES, parse
+from dit_accel.train.loop import LoopConfig
 from dit_accel.train.toys.attributes import COLOUR_NAMES
-from dit_accel.train.toys.loop import LoopConfig
 from dit_accel.train.toys.models import build_denoiser, build_tokenizer
 from dit_accel.train.toys.reading import Reading, train_reading, words_of_things
 

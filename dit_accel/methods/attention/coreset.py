@@ -34,6 +34,21 @@ from dit_accel_kernels.block_attention import BlockPlan, Kind, block_attention, 
 from dit_accel_kernels.block_attention.break_even import slower_than_dense
 
 
+@dataclass(frozen=True, eq=False)
+class Reduced:
+    """What is left of an attention call: every row of q sees every key of k."""
+
+    q: Tensor  # [B, R, h, D]
+    k: Tensor  # [B, M, h, D], visual before text
+    v: Tensor  # [B, M, h, D]
+    bias: Tensor | None  # [B or 1, h or 1, M], added to the scores
+    queries: Selection | None  # None: all visual queries are in q
+
+    def every_row(self, out: Tensor) -> Tensor:  # [B, R, h, D] -> [B, V, h, D]
+        """A row for every visual token."""
+        return out if self.queries is None else self.queries.copy_back(out)
+
+
 @dataclass(frozen=True)
 class Coreset:
     """Drop the share `rho` of the queries, the keys or both of every bucket of (frames, rows, columns)."""
@@ -81,15 +96,19 @@ class Coreset:
         if torch.is_grad_enabled() and any(x.requires_grad for x in (visit.q, visit.k, visit.v)):
             raise Unmet("block_attention has no backward and gradients are wanted")
         plan = self._plan(visit, buckets)
+        small = self.reduce(visit, buckets)
+        out, _ = block_attention(
+            small.q, small.k, small.v, plan, scale=visit.scale, key_bias=small.bias, lse_wanted=False
+        )
+        return visit.with_exact_text(small.every_row(out))
+
+    def reduce(self, visit: AttentionVisit, buckets: Buckets) -> "Reduced":
+        """The kept rows of the visual queries and the kept keys of a visit; differentiable."""
         visual, text = _rows(visit)
         q = visit.q[:, visual]
         queries = select(q, buckets, self.kept) if self.queries == "selected" else None
         k, v, bias = self._keys(visit, buckets, queries, visual, text)
-        out, _ = block_attention(
-            q if queries is None else queries.gather(q), k, v, plan,
-            scale=visit.scale, key_bias=bias, lse_wanted=False,
-        )  # fmt: skip
-        return visit.with_exact_text(out if queries is None else queries.copy_back(out))
+        return Reduced(q if queries is None else queries.gather(q), k, v, bias, queries)
 
     def _plan(self, visit: AttentionVisit, buckets: Buckets) -> BlockPlan:
         """Every kept query sees every kept key; Slower where dense attention is faster."""

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dit_accel.train.loop import LoopConfig, train
 from dit_accel.train.toys.latents import Batch, Pool
-from dit_accel.train.toys.loop import LoopConfig, train
 from dit_accel.train.toys.models import Denoiser, build_denoiser, build_tokenizer, timesteps_of
 from dit_accel.train.toys.naming import Naming
 
@@ -96,8 +96,11 @@ class Task:
         captions = [caption if torch.rand(()) > DROP_TEXT else "" for caption in batch.captions]
         batch = batch.keep(frames)
         sigma = sample_sigma(len(captions), plan.shift)
-        level = sigma.view(-1, *[1] * (batch.latents.ndim - 1))
         noise = torch.randn_like(batch.latents)
+        # drawn on the CPU: the same numbers whatever the device
+        device = next(denoiser.parameters()).device
+        batch, sigma, noise = batch.to(device), sigma.to(device), noise.to(device)
+        level = sigma.view(-1, *[1] * (batch.latents.ndim - 1))
         noisy = (1 - level) * batch.latents + level * noise
         velocity = self.predict(denoiser, noisy, sigma, captions, frames)
         error = (velocity.float() - (noise - batch.latents)).square()
@@ -120,7 +123,7 @@ class Task:
         frames: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """The predicted velocity, of the shape of `noisy`."""
-        words = self.tokenizer(captions, padding="longest", return_tensors="pt")
+        words = self.tokenizer(captions, padding="longest", return_tensors="pt").to(noisy.device)
         mask = words.attention_mask
         text = denoiser.text_encoder(words.input_ids, mask).last_hidden_state
         if self.toy == "wan":

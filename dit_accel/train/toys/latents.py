@@ -82,6 +82,10 @@ class Batch:
             return self
         return Batch(self.latents[:, :, frames], self.things[:, :, frames], self.captions)
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        return Batch(self.latents.to(device), self.things.to(device), self.captions)
+
 
 class Pool:
     """Pool files opened together; batches are drawn by number, so that a resumed run draws the same ones."""

@@ -39,7 +39,7 @@ class Naming:
         """
         tokens, self.tokens = self.tokens, None
         share, thing = things.flatten(2).max(1)  # [B, N]
-        told = torch.tensor([bool(caption) for caption in captions])
+        told = torch.tensor([bool(caption) for caption in captions], device=things.device)
         row, place = torch.nonzero((share > SHOWN) & told[:, None], as_tuple=True)
         if not len(row):
             return tokens.new_zeros(())
@@ -47,4 +47,5 @@ class Naming:
         for number, caption in enumerate(captions):
             for order, named in enumerate(parse(caption).things if caption else ()):
                 classes[number, order] = torch.tensor(classes_of(named))
-        return errors_of(denoiser.namer(tokens[row, place]), classes[row, thing[row, place]]).sum(1).mean()
+        right = classes.to(things.device)[row, thing[row, place]]
+        return errors_of(denoiser.namer(tokens[row, place]), right).sum(1).mean()

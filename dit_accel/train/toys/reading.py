@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from dit_accel.scenes import Scene
+from dit_accel.train.loop import LoopConfig, train
 from dit_accel.train.toys.attributes import CHOICES, classes_of, errors_of
 from dit_accel.train.toys.data import training_scene
 from dit_accel.train.toys.denoiser import load_start
-from dit_accel.train.toys.loop import LoopConfig, train
 from dit_accel.train.toys.models import TEXT_WIDTH, Denoiser, build_denoiser, build_tokenizer
 
 BATCH = 128
@@ -46,12 +46,14 @@ class Reading:
 
     def loss(self, denoiser: nn.Module, scenes: list[Scene]) -> tuple[torch.Tensor, dict[str, float]]:
         """Cross-entropies of the three attributes, summed, plus the distance to the output known so far."""
+        device = next(denoiser.parameters()).device
         words = self.tokenizer([str(scene) for scene in scenes], padding="longest", return_tensors="pt")
+        words = words.to(device)
         text = denoiser.text_encoder(words.input_ids, words.attention_mask).last_hidden_state
         rows = [(number, *row) for number, scene in enumerate(scenes) for row in words_of_things(scene)]
-        number, place, *classes = torch.tensor(rows).T
+        number, place, *classes = torch.tensor(rows, device=device).T
         errors = errors_of(denoiser.reader(text[number, place]), torch.stack(classes, 1)).mean(0)
-        known = self.known(words.input_ids, words.attention_mask).last_hidden_state
+        known = self.known.to(device)(words.input_ids, words.attention_mask).last_hidden_state
         moved = ((text - known).square() * words.attention_mask[..., None]).mean()
         numbers = dict(zip(("colour", "shape", "motion"), errors.tolist(), strict=True))
         return errors.sum() + self.keep * moved, numbers | {"moved": moved.item()}

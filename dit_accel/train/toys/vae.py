@@ -7,8 +7,8 @@ from torch import nn
 
 from dit_accel import compat
 from dit_accel.scenes import render
+from dit_accel.train.loop import LoopConfig, train
 from dit_accel.train.toys.data import training_scene
-from dit_accel.train.toys.loop import LoopConfig, train
 
 KL_WEIGHT = 3e-4
 WAN_CHANNELS, PIXART_CHANNELS = 12, 16
@@ -102,7 +102,8 @@ def train_vae(toy: str, config: LoopConfig) -> nn.Module:
     def loss_of(module: nn.Module, number: int) -> tuple[torch.Tensor, dict[str, float]]:
         # most windows are short, for speed; every fourth is longer, so that the causal caches settle
         pixels = video_batch(config.seed, number, 2, 17 if number % 4 == 3 else 9) if toy == "wan" else None
-        return vae_loss(module, image_batch(config.seed, number) if pixels is None else pixels)
+        pixels = image_batch(config.seed, number) if pixels is None else pixels
+        return vae_loss(module, pixels.to(next(module.parameters()).device))
 
     train(vae, loss_of, config, on_save=lambda _: save_vae(vae, toy, config))
     save_vae(vae, toy, config)
@@ -113,9 +114,9 @@ def train_vae(toy: str, config: LoopConfig) -> nn.Module:
 def save_vae(vae: nn.Module, toy: str, config: LoopConfig) -> None:
     """Measures the latents' statistics on training scenes and writes the autoencoder in diffusers format."""
     if toy == "wan":
-        mean, std = measure_statistics(vae, [video_batch(config.seed, 1 << 20, 8, 33)])
+        mean, std = measure_statistics(vae, [video_batch(config.seed, 1 << 20, 8, 33).to(vae.device)])
         vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
     else:
-        mean, std = measure_statistics(vae, [image_batch(config.seed, 1 << 20, 8, 256)])
+        mean, std = measure_statistics(vae, [image_batch(config.seed, 1 << 20, 8, 256).to(vae.device)])
         vae.register_to_config(scaling_factor=1 / std.square().mean().sqrt().item())
     vae.save_pretrained(config.folder / "vae")

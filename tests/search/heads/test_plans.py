@@ -69,7 +69,7 @@ def test_extents_of_a_grid_differ_and_save_something():
 
 
 def plan_of_everything(near, tail, first=0):
-    """Twelve steps, four heads; two segments begin with an anchor; heads reuse, follow, see near, complete."""
+    """Twelve steps, four heads, two segments: heads reuse, follow, see what is near, complete."""
     plan = LayerPlan.full(12, 4)
     actions = {1: CC, 2: CS, 3: RS, 4: CC, 6: RS, 7: CC, 8: CS, 9: RS}
     for step, action in actions.items():

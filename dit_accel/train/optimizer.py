@@ -4,10 +4,28 @@ Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon ; the opti
 On the toys' autoencoders it reached in one minute what AdamW alone reached in ten.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+Named = Iterable[tuple[str, nn.Parameter]]
+
+
+class Trainer(Protocol):
+    """What the loop asks of an optimizer: one rate, and a state of tensors that a file can hold."""
+
+    param_groups: list[dict[str, Any]]
+
+    def step(self) -> Any: ...
+
+    @property
+    def lr(self) -> float: ...
+
+    def tensors(self) -> dict[str, Tensor]: ...
+
+    def load_tensors(self, tensors: Mapping[str, Tensor], lr: float) -> None: ...
 
 
 class MuonAdam(torch.optim.Optimizer):
@@ -17,7 +35,7 @@ class MuonAdam(torch.optim.Optimizer):
     is handed over at each step.
     """
 
-    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], lr: float, muon_factor: float = 3.0):
+    def __init__(self, named: Named, lr: float, muon_factor: float = 3.0):
         named = [(name, p) for name, p in named if p.requires_grad]
         super().__init__([p for _, p in named], {"lr": lr})
         self.matrices = [p for name, p in named if _is_matrix(name, p)]
@@ -28,7 +46,7 @@ class MuonAdam(torch.optim.Optimizer):
         self.adam = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         """One update of all weights from their `.grad`."""
         lr = self.param_groups[0]["lr"]
         for weight, view in zip(self.matrices, self.views, strict=True):
@@ -43,25 +61,53 @@ class MuonAdam(torch.optim.Optimizer):
         """The learning rate that a schedule has set."""
         return self.param_groups[0]["lr"]
 
-    def tensors(self) -> dict[str, torch.Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """Both inner states, flat: "muon.3.momentum_buffer"."""
-        return {
-            f"{name}.{index}.{key}": value
-            for name, inner in (("muon", self.muon), ("adam", self.adam))
-            for index, state in inner.state_dict()["state"].items()
-            for key, value in state.items()
-        }
+        return _flat("muon", self.muon) | _flat("adam", self.adam)
 
-    def load_tensors(self, tensors: dict[str, torch.Tensor], lr: float) -> None:
+    def load_tensors(self, tensors: Mapping[str, Tensor], lr: float) -> None:
         """The inverse of `tensors`."""
         self.param_groups[0]["lr"] = lr
-        for name, inner in (("muon", self.muon), ("adam", self.adam)):
-            state: dict[int, dict[str, torch.Tensor]] = {}
-            for key, value in tensors.items():
-                owner, index, entry = key.split(".")
-                if owner == name:
-                    state.setdefault(int(index), {})[entry] = value
-            inner.load_state_dict({"state": state, "param_groups": inner.state_dict()["param_groups"]})
+        _restore("muon", self.muon, tensors)
+        _restore("adam", self.adam, tensors)
+
+
+class Adam(torch.optim.AdamW):
+    """AdamW alone, its state as flat tensors."""
+
+    def __init__(self, named: Named, lr: float, weight_decay: float = 0.01):
+        super().__init__([p for _, p in named if p.requires_grad], lr=lr, weight_decay=weight_decay)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate that a schedule has set."""
+        return self.param_groups[0]["lr"]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state, flat: "adam.3.exp_avg"."""
+        return _flat("adam", self)
+
+    def load_tensors(self, tensors: Mapping[str, Tensor], lr: float) -> None:
+        """The inverse of `tensors`."""
+        _restore("adam", self, tensors)
+        self.param_groups[0]["lr"] = lr
+
+
+def _flat(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}.{index}.{key}": value
+        for index, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+    }
+
+
+def _restore(name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        owner, index, entry = key.split(".")
+        if owner == name:
+            state.setdefault(int(index), {})[entry] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _is_matrix(name: str, p: nn.Parameter) -> bool:
@@ -90,6 +136,12 @@ class MovingAverage:
         keep = min(self.decay, (step + 1) / (step + 10))
         for name, weight in module.named_parameters():
             self.weights[name].lerp_(weight, 1 - keep)
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Takes up an earlier average."""
+        for name, weight in self.weights.items():
+            weight.copy_(weights[name])
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
