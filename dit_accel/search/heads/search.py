@@ -96,10 +96,32 @@ class PlanSearch:
             weights.append(self._weights(number, job))
         self.weights = np.stack(weights)
         self.backend = full_is_faster([next(iter(each.values())) for each in self.noted])
+        exact = self.state.once("exact", self._exact)
+        self.other_gain = float(exact["searched"][0] - exact["all"][0])
         for reason in sorted(
             {why for each in self.noted for n in each.values() for why in n.refused.values()}
         ):
             self.tell(f"left out of the menu: {reason}")
+
+    def _exact(self) -> Arrays:
+        """Seconds with full attention through a backend: in the searched layers, and in all others too."""
+        if not self.backend:
+            return {"searched": np.zeros(1), "all": np.zeros(1)}
+        job, subject = self.subject.jobs[0], self.subject
+        found: dict[str, list[float]] = {"searched": [], "all": []}
+        for number in range(4):  # in turns, and in both orders; the first of each warms up
+            for name in ("searched", "all") if number % 2 else ("all", "searched"):
+                layers = {key: LayerPlan.full(len(subject.levels), 1) for key in subject.layers()}
+                recipe = recipe_of(layers, subject.levels, 1, True, subject.made_for, others=name == "all")
+                with api.accelerated(subject.model.pipe, recipe):
+                    sample = generate(subject.model, job.prompt, subject.arguments, job.seed)
+                found[name].append(sample.seconds)
+        seconds = {name: float(np.median(each[1:])) for name, each in found.items()}
+        self.tell(
+            f"the dense kernel alone: {self.dense.seconds / seconds['searched']:.2f}x, "
+            f"{self.dense.seconds / seconds['all']:.2f}x with the attentions that are not searched"
+        )
+        return {name: np.array([each]) for name, each in seconds.items()}
 
     def _dense(self) -> Arrays:
         dense = measuring.measure_dense(self.subject)
@@ -152,7 +174,7 @@ class PlanSearch:
             rest -= 2 * len(self.subject.levels) * self.dense.module[key]
             tables[key] = layer_table(noted, self.weights * steps * layers.get(key, 1.0), around)
         limit = math.inf if self.memory_gb is None else self.memory_gb * 2**30
-        return Planner(tables, max(rest, 0.0), limit, self._bytes)
+        return Planner(tables, max(rest - max(self.other_gain, 0.0), 0.0), limit, self._bytes)
 
     def _bytes(self, key: Key, plan: LayerPlan) -> int:
         subject = self.subject
@@ -163,8 +185,9 @@ class PlanSearch:
     def recipe(self, layers: Mapping[Key, LayerPlan], name: str = "plan") -> Recipe:
         """The recipe of some layers' plans."""
         subject = self.subject
+        others = self.backend and self.other_gain > 0
         return recipe_of(
-            layers, subject.levels, self.ages, self.backend, subject.made_for, name, self.memory_gb
+            layers, subject.levels, self.ages, self.backend, subject.made_for, name, self.memory_gb, others
         )
 
     # ---- the search

@@ -9,6 +9,7 @@ from dit_accel.recipe import Recipe
 from dit_accel.search.heads.candidates import Candidate
 from dit_accel.search.heads.segments import CC, CS, FULL, REUSE, RS, LayerPlan
 from dit_accel.search.rows import recipe_of_rows
+from dit_accel.sites import EVERYTHING
 from dit_accel.timeline import BRANCHES
 
 TIMELINE = {"cond": {CC: "C", CS: "C", RS: "r"}, "uncond": {CC: "C", CS: "s", RS: "s"}}
@@ -30,11 +31,16 @@ class Letters:
 
 def recipe_of(
     plans: Mapping[Key, LayerPlan], levels: Sequence[float], ages: int, backend: bool,
-    made_for: Mapping[str, Any], name: str = "plan", memory_gb: float | None = None,
+    made_for: Mapping[str, Any], name: str = "plan", memory_gb: float | None = None, others: bool = False,
 ) -> Recipe:  # fmt: skip
-    """The recipe of some layers' plans. `backend`: full attention runs through the fastest one."""
+    """The recipe of some layers' plans. `backend`: full attention runs through the fastest one.
+
+    `others`: so do all attentions that have no plan, cross-attention above all.
+    """
     letters = Letters()
     heads = {b: {key: _head_rows(plan, b, letters) for key, plan in plans.items()} for b in BRANCHES}
+    if others:  # a row of a layer's own comes later, and wins
+        heads = {b: {("transformer", EVERYTHING): ["F"] * len(levels), **rows} for b, rows in heads.items()}
     timeline = {
         b: {key: "".join(TIMELINE[b][action] for action in plan.actions) for key, plan in plans.items()}
         for b in BRANCHES
