@@ -66,6 +66,7 @@ def test_naming_reaches_the_first_half_of_the_blocks_and_no_further(toy):
     if toy != "wan":
         batch = Batch(latents[:, :, 0], share[:, :, 0], CAPTIONS)
     task.predict(denoiser, batch.latents, torch.tensor([0.5, 0.9]), CAPTIONS)
+    assert task.naming.tokens.shape == (2, 8, 128)  # of the picture, not of the text
     task.naming.loss(denoiser, batch.things, CAPTIONS).backward()
     blocks = getattr(denoiser.transformer, "transformer_blocks", None) or denoiser.transformer.blocks
     reached = [any(p.grad is not None and p.grad.any() for p in block.parameters()) for block in blocks]

@@ -1,6 +1,7 @@
 """The text encoder's lessons in reading: the right words, the right answers, and nothing else moves."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -35,6 +36,17 @@ def test_a_causal_encoder_is_asked_only_for_what_has_been_said():
     known = {place: classes for place, *classes in words_of_things(parse(CAPTION))}
     for place, *classes in rows:
         assert all(each in (UNSAID, right) for each, right in zip(classes, known[place], strict=True))
+
+
+def test_what_is_not_said_yet_does_not_make_the_loss_smaller():
+    denoiser = build_denoiser("qwen_image")
+    reading = Reading("qwen_image", denoiser, keep=0.0)
+    denoiser.reader = torch.nn.Linear(64, 19)
+    for weight in denoiser.reader.parameters():
+        torch.nn.init.zeros_(weight)
+    _, numbers = reading.loss(denoiser, [parse("a red ring and a blue square on a navy plain background")])
+    guessed = {"colour": math.log(6), "shape": math.log(4), "motion": math.log(9)}
+    assert {name: numbers[name] for name in guessed} == pytest.approx(guessed, rel=1e-5)
 
 
 @pytest.mark.parametrize("toy", ["pixart", "qwen_image"])
