@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKLWan
 from diffusers.hooks.hooks import BaseState, StateManager
 from diffusers.models import attention_dispatch
 from diffusers.models.attention import AttentionModuleMixin
@@ -119,19 +120,14 @@ def installed_versions() -> dict[str, str]:
 
 
 def decode_unclamped(vae: Any, latents: Tensor) -> Tensor:
-    """`AutoencoderKLWan.decode` without its last clamp, which has no gradient outside [-1, 1]."""
+    """`decode` of Wan's or Qwen-Image's autoencoder without its clamp, which has no gradient outside."""
     vae.clear_cache()
     hidden = vae.post_quant_conv(latents)
     chunks = []
     for index in range(hidden.shape[2]):
         vae._conv_idx = [0]
-        chunks.append(
-            vae.decoder(
-                hidden[:, :, index : index + 1],
-                feat_cache=vae._feat_map,
-                feat_idx=vae._conv_idx,
-                first_chunk=index == 0,
-            )
-        )
+        chunk = hidden[:, :, index : index + 1]
+        first = {"first_chunk": index == 0} if isinstance(vae, AutoencoderKLWan) else {}
+        chunks.append(vae.decoder(chunk, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, **first))
     vae.clear_cache()
     return torch.cat(chunks, dim=2)

@@ -22,7 +22,7 @@ def vae(
     seed: int = 0,
     threads: Threads = 0,
 ) -> None:
-    """Trains the autoencoder of TOY (wan or pixart)."""
+    """Trains the autoencoder of TOY (wan, pixart or qwen_image)."""
     from dit_accel.train.loop import LoopConfig
     from dit_accel.train.toys.vae import train_vae
 
@@ -41,13 +41,14 @@ def encode(
     threads: Threads = 0,
 ) -> None:
     """Encodes COUNT training scenes of TOY at SIZE pixels into one pool file."""
-    from dit_accel.train.toys.latents import encode_pool
+    from dit_accel.train.toys.latents import POOLS, encode_pool
+    from dit_accel.train.toys.models import DEFAULTS
     from dit_accel.train.toys.vae import build_vae
 
     _threads(threads)
     vae = type(build_vae(toy)).from_pretrained(vae_folder)
-    kind, frames = ("video", 33) if toy == "wan" else ("image", 1)
-    encode_pool(vae, pools / f"{kind}{size}-{seed:04d}.safetensors", count, seed, size, frames)
+    file = pools / f"{POOLS[toy]}{size}-{seed:04d}.safetensors"
+    encode_pool(vae, file, count, seed, size, DEFAULTS[toy].num_frames)
 
 
 @app.command()

@@ -53,22 +53,25 @@ def test_each_token_is_asked_for_the_thing_it_shows():
     assert taught(naming, denoiser, barely) < 1e-6
 
 
-@pytest.mark.parametrize("toy", ["wan", "pixart"])
+@pytest.mark.parametrize("toy", ["wan", "pixart", "qwen_image"])
 def test_naming_reaches_the_first_half_of_the_blocks_and_no_further(toy):
     torch.manual_seed(0)
     denoiser = build_denoiser(toy)
     task = Task(toy, denoiser)
     share = things()
-    latents = torch.randn(2, denoiser.transformer.config.in_channels, *share.shape[2:])
+    if toy == "qwen_image":  # two by two latents a token
+        share = share.repeat_interleave(2, 3).repeat_interleave(2, 4)
+    latents = torch.randn(2, denoiser.transformer.config.out_channels, *share.shape[2:])
     batch = Batch(latents, share, CAPTIONS)
-    if toy == "pixart":
+    if toy != "wan":
         batch = Batch(latents[:, :, 0], share[:, :, 0], CAPTIONS)
     task.predict(denoiser, batch.latents, torch.tensor([0.5, 0.9]), CAPTIONS)
+    assert task.naming.tokens.shape == (2, 8, 128)  # of the picture, not of the text
     task.naming.loss(denoiser, batch.things, CAPTIONS).backward()
     blocks = getattr(denoiser.transformer, "transformer_blocks", None) or denoiser.transformer.blocks
     reached = [any(p.grad is not None and p.grad.any() for p in block.parameters()) for block in blocks]
     assert reached == [True, True, True, True, False, False]
-    assert denoiser.text_encoder.shared.weight.grad.any()
+    assert denoiser.text_encoder.get_input_embeddings().weight.grad.any()
 
 
 def test_a_caption_that_was_dropped_is_not_asked_about():

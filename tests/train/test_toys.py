@@ -21,8 +21,6 @@ from dit_accel.scenes import cover
 from dit_accel.train.loop import LoopConfig
 from dit_accel.train.toys.data import training_scene
 from dit_accel.train.toys.denoiser import (
-    WAN_TEXT_LENGTH,
-    FrameWindow,
     Stage,
     Task,
     sample_sigma,
@@ -30,7 +28,9 @@ from dit_accel.train.toys.denoiser import (
 )
 from dit_accel.train.toys.export import build_toy, export_toy
 from dit_accel.train.toys.latents import Batch, Pool, encode_pool
-from dit_accel.train.toys.models import build_denoiser, build_tokenizer
+from dit_accel.train.toys.models import build_denoiser
+from dit_accel.train.toys.shortcuts import WAN_TEXT_LENGTH, FrameWindow
+from dit_accel.train.toys.text import build_tokenizer
 from dit_accel.train.toys.vae import build_vae, video_batch
 
 CAPTIONS = ["a red ring moving left on a navy plain background", ""]
@@ -151,10 +151,11 @@ def test_what_things_cover_weighs_more_the_less_noise_there_is():
 
 
 @torch.no_grad()
-def test_the_unclamped_decoder_is_the_autoencoders_own():
+@pytest.mark.parametrize("toy", ["wan", "qwen_image"])
+def test_the_unclamped_decoder_is_the_autoencoders_own(toy):
     torch.manual_seed(0)
-    vae = build_vae("wan").eval()
-    latents = torch.randn(1, 12, 3, 4, 4)
+    vae = build_vae(toy).eval()
+    latents = torch.randn(1, vae.config.z_dim, 3, 4, 4)
     assert torch.equal(decode_unclamped(vae, latents).clamp(-1, 1), vae.decode(latents).sample)
 
 
@@ -199,7 +200,6 @@ def test_qwens_chat_template_has_the_head_that_the_pipeline_cuts_off():
 def test_training_can_start_from_an_exported_pipeline():
     from dit_accel.recipe import resolve_model
     from dit_accel.train.toys.denoiser import load_start
-    from dit_accel.train.toys.models import build_denoiser
 
     folder = Path(resolve_model("toys/wan"))
     denoiser = build_denoiser("wan")

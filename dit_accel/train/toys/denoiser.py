@@ -3,10 +3,10 @@
 Three things make it affordable on a CPU, and none of them changes what the pipeline computes:
 - `toys/wan` first sees a few of a clip's latent frames at a time, at their true times (`FrameWindow`);
 - `toys/wan`'s 512 text keys are the real words and ONE zero key that counts for all padding (`PaddingKey`);
-- `toys/pixart` first sees whole scenes at a quarter of the area: its position table stretches to fit.
+- pictures are first seen whole at a quarter of the area: `toys/pixart`'s position table stretches to fit,
+  `toys/qwen_image`'s tokens keep the places they have in the whole (`SpreadPlaces`).
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,60 +16,17 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dit_accel.train.loop import LoopConfig, train
 from dit_accel.train.toys.latents import Batch, Pool
-from dit_accel.train.toys.models import Denoiser, build_denoiser, build_tokenizer, timesteps_of
+from dit_accel.train.toys.models import SHIFT, Denoiser, build_denoiser, timesteps_of
 from dit_accel.train.toys.naming import Naming
+from dit_accel.train.toys.shortcuts import FrameWindow, PaddingKey, SpreadPlaces
+from dit_accel.train.toys.text import Prompts
 
 DROP_TEXT = 0.1
-WAN_TEXT_LENGTH = 512  # WanPipeline pads to it with zeros and masks nothing
-MAX_WORDS = 20
-
-
-class PaddingKey:
-    """Makes cross-attention treat its last key as many equal keys: an additive mask of log(count)."""
-
-    def __init__(self, transformer: nn.Module):
-        self.mask: torch.Tensor | None = None
-        for block in transformer.blocks:
-            block.attn2.register_forward_pre_hook(self._hook)
-
-    def _hook(self, module: nn.Module, args: tuple) -> tuple:
-        hidden, text, *_ = args
-        return hidden, text, None if self.mask is None else self.mask.to(text.dtype), None
-
-    def set(self, lengths: torch.Tensor, width: int) -> None:
-        """`lengths` `[B]`: real words of each prompt among `width` keys; the zero key comes after them."""
-        place = torch.arange(width, device=lengths.device)
-        words = torch.zeros(len(lengths), width, device=lengths.device)
-        words = words.masked_fill(place[None] >= lengths[:, None], -math.inf)
-        padding = torch.log((WAN_TEXT_LENGTH - lengths).float())[:, None]
-        self.mask = torch.cat([words, padding], dim=1)[:, None, None]  # [B, 1, 1, width + 1]
-
-
-class FrameWindow:
-    """Gives the rotary table the true places of a sample that is part of a clip, or a smaller picture of it.
-
-    `frames` are the latent frame numbers present; `stride` is the distance of neighbours in Y and X: 2 for a
-    scene drawn at half the size, so that its things are as far apart as at full size.
-    """
-
-    def __init__(self, transformer: nn.Module):
-        self.frames: Sequence[int] | None = None
-        self.stride = 1
-        self.rope = transformer.rope
-        self.rope.register_forward_hook(self._hook)
-
-    def _hook(self, module: nn.Module, args: tuple, output: tuple) -> tuple | None:
-        if self.frames is None and self.stride == 1:
-            return None
-        frames = list(range(args[0].shape[2]) if self.frames is None else self.frames)
-        height, width = (size * self.stride for size in args[0].shape[-2:])
-        whole = type(module).forward(module, args[0].new_empty(1, 1, max(frames) + 1, height, width))
-        grids = (table.unflatten(1, (-1, height, width))[:, frames] for table in whole)  # [1, F, Y, X, 1, D]
-        return tuple(grid[:, :, :: self.stride, :: self.stride].flatten(1, 3) for grid in grids)
 
 
 def sample_sigma(count: int, shift: float) -> torch.Tensor:
@@ -83,11 +40,13 @@ class Task:
 
     def __init__(self, toy: str, denoiser: Denoiser):
         self.toy = toy
-        self.tokenizer = build_tokenizer()
+        self.prompts = Prompts(toy, denoiser.text_encoder)
         self.naming = Naming(denoiser)
         if toy == "wan":
             self.padding = PaddingKey(denoiser.transformer)
-            self.window = FrameWindow(denoiser.transformer)
+            self.places = FrameWindow(denoiser.transformer)
+        elif toy == "qwen_image":
+            self.places = SpreadPlaces(denoiser.transformer)
 
     def loss(
         self, denoiser: Denoiser, batch: Batch, plan: "Stage", frames: list[int] | None = None
@@ -123,26 +82,47 @@ class Task:
         frames: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """The predicted velocity, of the shape of `noisy`."""
-        words = self.tokenizer(captions, padding="longest", return_tensors="pt").to(noisy.device)
-        mask = words.attention_mask
-        text = denoiser.text_encoder(words.input_ids, mask).last_hidden_state
+        text, mask = self.prompts(captions)
+        timesteps = timesteps_of(self.toy, sigma)
         if self.toy == "wan":
             text = torch.cat(
                 [text * mask[..., None].to(text.dtype), text.new_zeros(len(text), 1, text.shape[2])], dim=1
             )
             self.padding.set(mask.sum(1), mask.shape[1])
-            self.window.frames = frames
-            output = denoiser.transformer(noisy, timesteps_of(sigma), text, return_dict=False)[0]
-            self.padding.mask = self.window.frames = None
+            self.places.frames = frames
+            output = denoiser.transformer(noisy, timesteps, text, return_dict=False)[0]
+            self.padding.mask = self.places.frames = None
             return output
+        if self.toy == "qwen_image":
+            return self._predict_packed(denoiser.transformer, noisy, timesteps, text, mask)
         return denoiser.transformer(
             noisy,
             text,
-            timestep=timesteps_of(sigma),
+            timestep=timesteps,
             added_cond_kwargs={"resolution": None, "aspect_ratio": None},
             encoder_attention_mask=mask,
             return_dict=False,
         )[0]
+
+    def _predict_packed(
+        self,
+        transformer: nn.Module,
+        noisy: torch.Tensor,
+        timesteps: torch.Tensor,
+        text: torch.Tensor,
+        mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """QwenImagePipeline makes a token of each two by two latents before the transformer sees them."""
+        packed = functional.pixel_unshuffle(noisy, 2)  # [B, 4 C, Y / 2, X / 2]
+        output = transformer(
+            hidden_states=packed.flatten(2).transpose(1, 2),
+            timestep=timesteps,
+            encoder_hidden_states=text,
+            encoder_hidden_states_mask=None if mask.all() else mask,
+            img_shapes=[[(1, *packed.shape[2:])]] * len(packed),
+            return_dict=False,
+        )[0]
+        return functional.pixel_shuffle(output.transpose(1, 2).unflatten(2, packed.shape[2:]), 2)
 
 
 @dataclass(frozen=True)
@@ -186,6 +166,10 @@ STAGES = {
         "full": Stage("image256", 8, things=4.0, naming=0.1),
         "mixed": Stage("image256", 8, things=6.0, naming=0.1, beside=("image128", 32)),
     },
+    "qwen_image": {
+        "small": Stage("qwen64", 32, stride=2, shift=3.0, things=6.0, naming=0.1),
+        "full": Stage("qwen128", 8, shift=SHIFT["qwen_image"], things=4.0, naming=0.1),
+    },
 }
 
 
@@ -210,8 +194,8 @@ def train_denoiser(
     # as with real pipelines: trained along at these rates, its attention saturates and forgets how to read
     denoiser.text_encoder.requires_grad_(False)
     plan, task = STAGES[toy][stage], Task(toy, denoiser)
-    if toy == "wan":
-        task.window.stride = plan.stride
+    if plan.stride > 1:
+        task.places.stride = plan.stride
     sources = [(plan.pool, plan.batch), *([plan.beside] if plan.beside else [])]
     opened = [
         (Pool(list(pools.glob(f"{name}-*.safetensors")), config.seed), batch) for name, batch in sources

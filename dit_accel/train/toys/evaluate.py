@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, WanPipeline
+from diffusers import DiffusionPipeline, QwenImagePipeline
 from torch import nn
 
 from dit_accel.metrics import faithfulness, psnr
 from dit_accel.scenes import render
 from dit_accel.train.toys.data import unseen_pairs
+from dit_accel.train.toys.vae import takes_frames
 
 
 def load_toy(folder: Path) -> tuple[DiffusionPipeline, dict]:
@@ -25,13 +26,18 @@ def load_toy(folder: Path) -> tuple[DiffusionPipeline, dict]:
 def generate(
     pipeline: DiffusionPipeline, defaults: dict, caption: str, seed: int, steps: int | None = None
 ) -> np.ndarray:
-    """One result `[F, H, W, 3]` of a Wan-like or PixArt-like toy at its default call."""
+    """One result `[F, H, W, 3]` of a trained toy at its default call."""
+    scale = defaults["guidance_scale"]
+    # without a negative prompt Qwen-Image leaves guidance out
+    guidance = {"guidance_scale": scale}
+    if isinstance(pipeline, QwenImagePipeline):
+        guidance = {"true_cfg_scale": scale, "negative_prompt": " "}
     arguments = {
         "prompt": caption,
         "height": defaults["height"],
         "width": defaults["width"],
         "num_inference_steps": steps or defaults["num_inference_steps"],
-        "guidance_scale": defaults["guidance_scale"],
+        **guidance,
         "generator": torch.Generator().manual_seed(seed),
         "output_type": "np",
     }
@@ -69,7 +75,7 @@ def measure_reconstruction(folder: Path, count: int) -> list[float]:
     for scene, seed in unseen_pairs(count, moving=frames > 1, seed=2):
         clip = render(scene, seed, frames, size, size)
         pixels = torch.from_numpy(clip).permute(3, 0, 1, 2)[None].mul(2).sub(1)  # [1, 3, F, H, W]
-        pixels = pixels if isinstance(pipeline, WanPipeline) else pixels[:, :, 0]
+        pixels = pixels if takes_frames(pipeline.vae) else pixels[:, :, 0]
         output = pipeline.vae.decode(pipeline.vae.encode(pixels).latent_dist.mode()).sample
         output = (output if output.ndim == 5 else output[:, :, None])[0].permute(1, 2, 3, 0)
         values.append(psnr(output.add(1).div(2).clamp(0, 1), clip))
@@ -77,13 +83,12 @@ def measure_reconstruction(folder: Path, count: int) -> list[float]:
 
 
 def measure_attention_share(folder: Path, repeats: int = 3) -> float:
-    """Self-attention modules' share of the transformer's seconds at the default size."""
+    """Self-attention or joint attention modules' share of the transformer's seconds at the default size."""
     pipeline, defaults = load_toy(folder)
     spent = {"attention": 0.0, "all": 0.0}
     transformer = pipeline.transformer
-    blocks = transformer.blocks if isinstance(pipeline, WanPipeline) else transformer.transformer_blocks
-    for block in blocks:
-        _time(block.attn1, spent, "attention")
+    for block in getattr(transformer, "transformer_blocks", None) or transformer.blocks:
+        _time(block.attn if hasattr(block, "attn") else block.attn1, spent, "attention")
     _time(transformer, spent, "all")
     for _ in range(repeats):
         generate(pipeline, defaults, "a red disc on a navy plain background", 0, steps=2)

@@ -10,14 +10,14 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from dit_accel.train.toys.models import DEFAULTS, assemble, build_denoiser
-from dit_accel.train.toys.untrained import build_untrained
+from dit_accel.train.toys.untrained import build_cogvideox
 from dit_accel.train.toys.vae import build_vae
 
 
 def build_toy(toy: str, vae: Path | None = None, denoiser: Path | None = None) -> DiffusionPipeline:
     """A toy's pipeline; `vae` is a folder in diffusers format, `denoiser` a run's, None means untrained."""
-    if toy not in ("wan", "pixart"):
-        return build_untrained(toy)
+    if toy == "cogvideox":
+        return build_cogvideox()
     torch.manual_seed(0)
     parts = build_denoiser(toy)
     if denoiser is not None:

@@ -7,18 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from dit_accel.scenes import MOST_THINGS, Scene, cover, render
 from dit_accel.train.toys.data import training_scene
+from dit_accel.train.toys.vae import takes_frames
+
+POOLS = {"wan": "video", "pixart": "image", "qwen_image": "qwen"}  # a pool's name: one of these and the size
 
 
 def normalise(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
-    """Latents as the pipeline's transformer sees them: zero mean and unit scale (per channel for Wan)."""
-    if isinstance(vae, AutoencoderKLWan):
+    """Latents as the pipeline's transformer sees them: of unit scale, Wan's and Qwen-Image's by channel."""
+    if takes_frames(vae):
         mean, std = (
             torch.tensor(values).view(1, -1, 1, 1, 1)
             for values in (vae.config.latents_mean, vae.config.latents_std)
@@ -44,8 +46,9 @@ def encode_pool(
         )
         pixels = pixels.movedim(-1, 1).mul(2).sub(1)  # [B, 3, F, H, W]
         with torch.autocast("cpu", torch.bfloat16):
-            latents = vae.encode(pixels if frames > 1 else pixels[:, :, 0]).latent_dist.mode()
-        parts.append(normalise(vae, latents.float()).half())
+            latents = vae.encode(pixels if takes_frames(vae) else pixels[:, :, 0]).latent_dist.mode()
+        latents = normalise(vae, latents.float()).half()
+        parts.append(latents if frames > 1 or not takes_frames(vae) else latents[:, :, 0])
         things.append(cover_latents(drawn, frames, size, parts[-1].shape))
         captions += [str(scene) for scene, _ in drawn]
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """The toys' parts, from real diffusers and transformers classes, and the pipelines made of them."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,18 +9,23 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     WanPipeline,
     WanTransformer3DModel,
 )
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
-from dit_accel.scenes.caption import WORDS
-from dit_accel.train.toys.vae import PIXART_CHANNELS, WAN_CHANNELS
+from dit_accel.train.toys.text import (
+    TEXT_WIDTH,
+    build_qwen_text_encoder,
+    build_text_encoder,
+    build_tokenizer,
+)
+from dit_accel.train.toys.vae import PIXART_CHANNELS, QWEN_CHANNELS, WAN_CHANNELS
 
-TEXT_WIDTH = 64
-SHIFT = {"wan": 3.0, "pixart": 3.0}  # of the noise schedule, in training and in sampling
+SHIFT = {"wan": 3.0, "pixart": 3.0, "qwen_image": 4.0}  # of the noise schedule at the default size
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ DEFAULTS = {
     "wan": Defaults(64, 64, 33, 20, 4.0, 12, True),
     "pixart": Defaults(256, 256, 1, 20, 4.0, 1, True),
     "cogvideox": Defaults(64, 64, 17, 20, 4.0, 8, False),
-    "qwen_image": Defaults(128, 128, 1, 20, 4.0, 1, False),
+    "qwen_image": Defaults(128, 128, 1, 20, 4.0, 1, True),
 }
 
 
@@ -53,9 +59,11 @@ class Denoiser(nn.Module):
 
 
 def build_denoiser(toy: str) -> Denoiser:
-    """The untrained transformer and text encoder of `toys/wan` or `toys/pixart`."""
+    """The untrained transformer and text encoder of a toy that is trained."""
     if toy == "wan":
         return Denoiser(_wan_transformer(), build_text_encoder(UMT5EncoderModel, UMT5Config))
+    if toy == "qwen_image":
+        return Denoiser(_qwen_transformer(), build_qwen_text_encoder())
     return Denoiser(_pixart_transformer(), build_text_encoder(T5EncoderModel, T5Config))
 
 
@@ -93,59 +101,47 @@ def _pixart_transformer() -> PixArtTransformer2DModel:
     return transformer
 
 
-def build_text_encoder(model_class: type, config_class: type) -> nn.Module:
-    """A two-layer T5-like encoder over the toys' words."""
-    config = config_class(
-        vocab_size=len(WORDS) + 3,
-        d_model=TEXT_WIDTH,
-        d_kv=16,
-        d_ff=128,
-        num_layers=2,
-        num_heads=4,
-        dropout_rate=0.0,
-        feed_forward_proj="gated-gelu",
-        pad_token_id=0,
-        eos_token_id=1,
+def _qwen_transformer() -> QwenImageTransformer2DModel:
+    transformer = QwenImageTransformer2DModel(
+        patch_size=2,
+        in_channels=4 * QWEN_CHANNELS,
+        out_channels=QWEN_CHANNELS,
+        num_layers=6,
+        attention_head_dim=32,
+        num_attention_heads=4,
+        joint_attention_dim=TEXT_WIDTH,
+        axes_dims_rope=(8, 12, 12),
     )
-    return model_class(config)
+    nn.init.zeros_(transformer.proj_out.weight)
+    return transformer
 
 
-def build_tokenizer(chat: bool = False) -> PreTrainedTokenizerFast:
-    """One token per word, lower case, `</s>` at the end: so "" is one token, as with T5.
-
-    With `chat` there is no `</s>`; the marks of Qwen's chat template are tokens, and so is the end of a line.
-    Then the template's head has the 34 tokens that the pipeline cuts off.
-    """
-    marks = ("<|im_start|>", "<|im_end|>", "\n") if chat else ()
-    vocabulary = {word: index for index, word in enumerate(("<pad>", "</s>", "<unk>", *WORDS, *marks))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n|\w+|[^\w\s]"), "removed", invert=True)
-    if chat:
-        tokenizer.add_special_tokens(list(marks[:2]))
-    else:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        model_max_length=512,
+def _qwen_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    # half the side, half the shift: averaging four latents into one halves their noise (arXiv:2403.03206)
+    return FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_image_seq_len=256,
+        base_shift=math.log(SHIFT["qwen_image"] / 2),
+        max_image_seq_len=1024,
+        max_shift=math.log(SHIFT["qwen_image"]),
+        shift_terminal=0.02,
     )
 
 
-def assemble(toy: str, denoiser: Denoiser, vae: nn.Module) -> WanPipeline | PixArtSigmaPipeline:
+def assemble(
+    toy: str, denoiser: Denoiser, vae: nn.Module
+) -> WanPipeline | PixArtSigmaPipeline | QwenImagePipeline:
     """The pipeline as a user gets it."""
     parts = {
-        "tokenizer": build_tokenizer(),
+        "tokenizer": build_tokenizer(chat=toy == "qwen_image"),
         "text_encoder": denoiser.text_encoder.eval(),
         "vae": vae.eval(),
         "transformer": denoiser.transformer.eval(),
     }
     if toy == "wan":
         return WanPipeline(scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT[toy]), **parts)
+    if toy == "qwen_image":
+        return QwenImagePipeline(scheduler=_qwen_scheduler(), **parts)
     scheduler = DPMSolverMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT[toy]
     )
@@ -157,6 +153,6 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def timesteps_of(sigma: torch.Tensor) -> torch.Tensor:
-    """Both pipelines tell the transformer the noise level times 1000."""
-    return sigma * 1000
+def timesteps_of(toy: str, sigma: torch.Tensor) -> torch.Tensor:
+    """The noise level as the pipeline tells it to the transformer: times 1000, but for Qwen-Image."""
+    return sigma if toy == "qwen_image" else sigma * 1000

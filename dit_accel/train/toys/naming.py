@@ -6,8 +6,11 @@ that the token shows. Aligning inner tokens with what the picture means is known
 (REPA, arXiv:2410.06940); here the meaning need not be borrowed from another network: the caption tells it.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dit_accel.scenes import parse
 from dit_accel.train.toys.attributes import CHOICES, classes_of, errors_of
@@ -25,10 +28,12 @@ class Naming:
         width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         denoiser.namer = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(CHOICES)))
         self.tokens: Tensor | None = None
+        # the side in latents of a token that packs some, as Qwen-Image's; Wan's and PixArt's is one latent
+        self.patch = math.isqrt(transformer.config.in_channels // transformer.config.out_channels)
         blocks[len(blocks) // 2].register_forward_hook(self._keep)
 
-    def _keep(self, module: nn.Module, args: tuple, output: Tensor) -> None:
-        self.tokens = output
+    def _keep(self, module: nn.Module, args: tuple, output: Tensor | tuple[Tensor, Tensor]) -> None:
+        self.tokens = output[1] if isinstance(output, tuple) else output  # two streams return (text, visual)
 
     def loss(self, denoiser: nn.Module, things: Tensor, captions: list[str]) -> Tensor:
         """Cross-entropies of the three attributes, summed; the mean over the tokens that show a thing.
@@ -38,6 +43,8 @@ class Naming:
         is much only the caption can.
         """
         tokens, self.tokens = self.tokens, None
+        if self.patch > 1:
+            things = functional.avg_pool2d(things, self.patch)
         share, thing = things.flatten(2).max(1)  # [B, N]
         told = torch.tensor([bool(caption) for caption in captions], device=things.device)
         row, place = torch.nonzero((share > SHOWN) & told[:, None], as_tuple=True)
