@@ -88,7 +88,7 @@ def test_a_rival_as_slow_as_the_recipe_is_left_out_and_said(model, arguments, mo
 
 
 def test_stages_add_up_and_leave_the_pipeline_as_it_was(model, arguments):
-    generate(model, "one", arguments, 0)  # diffusers itself leaves attributes behind at a first call
+    model.pipe(prompt="one", **arguments)  # diffusers itself leaves attributes behind at a first call
     before, heard = set(model.pipe.__dict__), []
     sample = generate(model, "one", arguments, 0, lambda done, total: heard.append((done, total)))
     assert set(model.pipe.__dict__) == before

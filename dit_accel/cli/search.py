@@ -140,7 +140,9 @@ def search(
     prompts: Annotated[Path | None, typer.Option("--prompts", help="A text file, one prompt a line.")] = None,
     num_prompts: Annotated[
         int | None,
-        typer.Option("--num-prompts", min=1, help="Calibration prompts. [default: 2; timeline 4, vorta 8]"),
+        typer.Option(
+            "--num-prompts", min=1, help="Calibration prompts. [default: 2; plan 3, timeline 4, vorta 8]"
+        ),
     ] = None,
     held_out: Annotated[int, typer.Option("--held-out", min=1, help="Prompts to verify on.")] = 4,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the first calibration prompt.")] = 1000,
@@ -199,7 +201,7 @@ def search(
     settings = {key: value for key, value in settings.items() if value not in (None, [])}
     _check_before_loading(method, goals | settings | {"minutes": minutes})
     loaded, arguments = asked.load_model(model, Place(device, dtype, offload), wanted)
-    count = num_prompts or {"timeline": 4, "vorta": 8}.get(method, 2)
+    count = num_prompts or {"plan": 3, "timeline": 4, "vorta": 8}.get(method, 2)
     calibration, fresh = split_jobs(loaded, prompts, count, held_out, seed)
     ending = Ending(calibration, fresh, own_command(), results, results_name)
     if method == "plan":

@@ -4,6 +4,7 @@ Source: ours. Sensitivity-weighted projected errors in place of an equal thresho
 (DiTFastAttn, DiTFastAttnV2), one price of a second for the whole pipeline, and errors scaled by real runs.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from dit_accel.search.heads.writing import recipe_of
 from dit_accel.search.subject import Subject
 
 AGES = 4  # the oldest value that a head or a module may answer with, in steps
-MEASURED_JOBS = 2
+PROBES = 6  # steps of a prompt at which a run tells what errors come to
 CLOSE = 1.03  # a speedup so near to the goal is not looked for any closer
 
 
@@ -109,7 +110,7 @@ class PlanSearch:
             return {"searched": np.zeros(1), "all": np.zeros(1)}
         job, subject = self.subject.jobs[0], self.subject
         found: dict[str, list[float]] = {"searched": [], "all": []}
-        for number in range(4):  # in turns, and in both orders; the first of each warms up
+        for number in range(3):  # in turns, and in both orders; the first of each warms up
             for name in ("searched", "all") if number % 2 else ("all", "searched"):
                 layers = {key: LayerPlan.full(len(subject.levels), 1) for key in subject.layers()}
                 recipe = recipe_of(layers, subject.levels, 1, True, subject.made_for, others=name == "all")
@@ -155,7 +156,7 @@ class PlanSearch:
 
     def _weights(self, number: int, job: Job) -> np.ndarray:
         noted = self.noted[number]
-        every = max(1, round(len(self.subject.levels) / 10))
+        every = max(1, round(len(self.subject.levels) / PROBES))
         return self.state.once(
             f"weights {number}",
             lambda: {"steps": measuring.step_weights(self.subject, job, noted, every, self.watch.step)},
@@ -205,7 +206,9 @@ class PlanSearch:
                 break
             if number % 2 == 0 and number + 1 < self.tries and plan.error > 0:
                 self.watch.generation(number, self.tries, "where the error comes from")
-                by_step, by_layer = blame(plan, len(factors), self._error)
+                # another prompt each time: what one of them forgives the next may not
+                job = self.subject.jobs[number // 2 % len(self.noted)]
+                by_step, by_layer = blame(plan, len(factors), functools.partial(self._error, job))
                 factors, layers = factors * by_step, {k: layers[k] * by_layer[k] for k in layers}
         return self.best()
 
@@ -239,9 +242,8 @@ class PlanSearch:
             self.frames[job] = sample.frames
         return self.frames[job]
 
-    def _error(self, layers: Mapping[Key, LayerPlan]) -> float:
-        """The squared error of the first prompt's frames under some layers' plans."""
-        job = self.subject.jobs[0]
+    def _error(self, job: Job, layers: Mapping[Key, LayerPlan]) -> float:
+        """The squared error of a prompt's frames under some layers' plans."""
         dense = self._dense_frames(job)
         with api.accelerated(self.subject.model.pipe, self.recipe(layers)):
             frames = generate(self.subject.model, job.prompt, self.subject.arguments, job.seed).frames
@@ -250,9 +252,8 @@ class PlanSearch:
     def _try(self, plan: PipelinePlan, number: int) -> Tried:
         recipe = self.recipe(plan.layers)
         self.watch.generation(number, self.tries, "a plan, beside the dense pipeline")
-        result = compare(
-            self.subject.model, recipe, self.subject.jobs[:MEASURED_JOBS], self.subject.arguments, Options()
-        )
+        jobs, warm_up = self.subject.jobs, not number
+        result = compare(self.subject.model, recipe, jobs, self.subject.arguments, Options(warm_up=warm_up))
         psnr = result.columns["recipe"].mean("psnr") or 0.0
         measured = {"speedup": result.speedup(), "psnr": psnr}
         predicted = -10 * math.log10(max(plan.error, 1e-12) / self._mse_sum(0.0))
