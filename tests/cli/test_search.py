@@ -51,6 +51,27 @@ def test_a_recipe_by_head_is_written_and_searched_once(command, tiny_folder, tmp
     assert other.code == 2 and "is the state of a search with error head" in other.said
 
 
+def test_a_plan_is_written_and_measured_once(command, tiny_folder, tmp_path):
+    words = ("search", "-m", tiny_folder("wan"), "--method", "plan", "--speedup", 1.2, "--minutes", 5)
+    words += ("--steps", 9, "--num-prompts", 1, "--held-out", 1, "--out", tmp_path)
+    ran = command(*words)
+    assert ran.code == 0, ran.said
+    assert "plan 1: " in ran.said and "(predicted " in ran.said
+    file = tmp_path / "wan" / "plan.toml"
+    recipe = Recipe.from_file(file)
+    assert recipe.made_by["method"] == "plan" and recipe.made_by["goal"] == "speedup 1.2"
+    assert recipe.made_by["psnr"] > 0 and len(recipe.made_by["held_out"]) == 1
+    page = file.with_suffix(".html").read_text()
+    assert "blocks.1.attn1, head 3, step 4: " in page and "<th>foretold</th>" in page
+    assert page.count(": near ") == 2 * 3 * 2
+    state = file.with_suffix(".state.safetensors").read_bytes()
+    again = command(*words)
+    assert again.code == 0, again.said
+    assert file.with_suffix(".state.safetensors").read_bytes() == state
+    other = command(*words, "--seed", 7)
+    assert other.code == 2 and "is the state of a search with prompts" in other.said
+
+
 def test_a_goal_by_head_begins_where_the_method_says(command, tiny_folder, tmp_path):
     ran = command(
         "search", "-m", tiny_folder("wan"), "--method", "ditfastattn_v2", "--psnr", 20, "--minutes", 5,
@@ -86,6 +107,8 @@ def test_a_goal_by_head_begins_where_the_method_says(command, tiny_folder, tmp_p
             ["--method", "timeline", "--tau", "0.5"],
             "--tau with --method timeline; it takes --speedup",
         ),
+        (["--method", "plan"], "--delta 0.001 is a first try"),
+        (["--method", "plan", "--speedup", "1.5", "--full", "auto"], "--full with --method plan; it takes"),
         (["--method", "vorta", "--tau", "0.3"], "--tau 0.3; the greatest of 3 scores"),
         (["--method", "vorta", "--tau", "0.5", "--psnr", "30"], "by VORTA for --psnr 30 and --tau 0.5"),
         (["--method", "vorta", "--speedup", "1"], "--speedup 1; it must be over 1"),

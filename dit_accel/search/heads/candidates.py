@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from dit_accel.block_heads import Near, Rules
 from dit_accel.bricks import Grid, best_brick, lay_bricks
 from dit_accel.registry import METHODS
@@ -88,12 +86,3 @@ def menu(grid: Grid, text: int = 0, coresets: bool = True) -> tuple[Candidate, .
         kept = max(1, int(math.prod(bucket) * 0.5)) / math.prod(bucket)
         found.append(Candidate("coreset", {"bucket": bucket, "rho": 0.5}, kept))
     return tuple(found)
-
-
-def head_metric(projection: torch.Tensor, channels: torch.Tensor, heads: int) -> torch.Tensor:
-    """[H, d, d]: x G_h x is the weighted squared length of head h's projected output.
-
-    `projection` [C, H d] is the output projection, `channels` [C] the weight of each of its channels.
-    """
-    per_head = projection.double().unflatten(1, (heads, -1))  # [C, H, d]
-    return torch.einsum("chd,c,che->hde", per_head, channels.double(), per_head)

@@ -12,7 +12,6 @@ from itertools import pairwise
 import numpy as np
 
 from dit_accel.plan import Key
-from dit_accel.search.heads.candidates import Candidate
 from dit_accel.search.heads.planning import PipelinePlan
 from dit_accel.search.heads.segments import CC, FULL, LayerPlan
 
@@ -70,10 +69,3 @@ def _factors(found: Sequence[float], predicted: Sequence[float]) -> list[float]:
         for real, guess in zip(found, predicted, strict=True)
     ]
     return [float(np.clip(share, MILDEST, 1 / MILDEST)) for share in shares]
-
-
-def kinds_of(layers: Mapping[Key, LayerPlan]) -> set[Candidate]:
-    """The candidates in use."""
-    return {
-        pick for plan in layers.values() for row in plan.picks for pick in row if isinstance(pick, Candidate)
-    }

@@ -13,6 +13,7 @@ from dit_accel.search.heads.repair import blame, ranges_of, without_steps
 from dit_accel.search.heads.search import PlanSearch
 from dit_accel.search.heads.segments import CC, CS, FULL, REUSE, RS, LayerPlan
 from dit_accel.search.heads.state import State
+from dit_accel.search.heads.storing import bytes_of
 from dit_accel.search.heads.writing import recipe_of
 from dit_accel.search.subject import look
 from tests.search.conftest import JOBS, never
@@ -57,6 +58,30 @@ def test_a_layer_whose_errors_count_less_is_approximated_more():
     plan = Planner(tables(), rest=0.0).at(0.02)
     seconds = [layer.seconds for layer in plan.layers.values()]
     assert seconds[0] > seconds[1] > seconds[2]
+
+
+def test_layers_that_make_the_least_of_their_bytes_keep_nothing():
+    free = Planner(tables(), rest=5.0).at(0.05)
+    kept = {key: bytes_of(plan, 10, 4, 4) for key, plan in free.layers.items()}
+    assert all(kept.values())
+    limit = sum(kept.values()) - 1
+    bounded = Planner(tables(), 5.0, limit, lambda key, plan: bytes_of(plan, 10, 4, 4)).at(0.05)
+    found = {key: bytes_of(plan, 10, 4, 4) for key, plan in bounded.layers.items()}
+    assert sum(found.values()) <= limit
+    assert [key for key in kept if found[key] != kept[key]] == [key for key in kept if not found[key]]
+    assert sum(not each for each in found.values()) == 1
+    nothing = Planner(tables(), 5.0, 0.0, lambda key, plan: bytes_of(plan, 10, 4, 4)).at(0.05)
+    assert not any(bytes_of(plan, 10, 4, 4) for plan in nothing.layers.values())
+
+
+def test_bytes_are_those_that_a_run_keeps():
+    plan = LayerPlan.full(6, 2)
+    assert bytes_of(plan, 100, 8, 4) == 0
+    tail = Candidate("tail", {"extent": (0, 0, 0)}, 0.1)
+    plan.feeds[0][1] = plan.picks[1][1] = tail
+    assert bytes_of(plan, 100, 8, 4) == 100 * 2 * (8 * 4 + 4)  # on both branches, with a log-sum-exp
+    plan.actions[2] = CS
+    assert bytes_of(plan, 100, 8, 4) == 100 * (2 * (8 * 4 + 4) + 2 * 2 * 8 * 4)  # whole modules
 
 
 def test_extents_of_a_grid_differ_and_save_something():
