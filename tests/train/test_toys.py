@@ -71,8 +71,8 @@ def test_training_runs_where_the_weights_are(toy):
             return SimpleNamespace(last_hidden_state=super().forward(words) * mask[..., None])
 
     denoiser = build_denoiser(toy)
-    task = Task(toy, denoiser)
     denoiser.text_encoder = Encoder(64, 64)
+    task = Task(toy, denoiser)
     task.naming.loss = lambda module, things, captions: things.mean()
     latents = small_latents() if toy == "wan" else torch.randn(2, 16, 8, 8)
     things = torch.zeros(2, 2, *latents.shape[2:])
