@@ -25,7 +25,7 @@ class TimeIsUp(DitAccelError):
 
 
 @dataclass(kw_only=True)
-class Decided:
+class Decided(ABC):
     """What a search has decided so far; a search adds its picks. All of it can be written as JSON."""
 
     notes: list[str] = field(default_factory=list[str])
@@ -33,9 +33,9 @@ class Decided:
     finished: bool = False
 
     @property
+    @abstractmethod
     def steps(self) -> int:
         """Steps at which anything was decided."""
-        raise NotImplementedError
 
     def note(self, text: str) -> None:
         """A sentence for the user, once."""

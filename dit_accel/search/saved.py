@@ -60,12 +60,17 @@ class Saved:
             raise BadUsage(
                 f"asked to go on with {self.file}; it is not the state of a search ({error}). Remove it."
             ) from error
-        for key in {**found, **self.asked}:
-            if found.get(key) != self.asked.get(key):
-                raise BadUsage(
-                    f"asked to search with {key} {self.asked.get(key)}; {self.file} is the state of a search "
-                    f"with {key} {found.get(key)}. Give another --out or --name, or remove the file."
-                )
+        refuse_another(self.file, found, self.asked)
+
+
+def refuse_another(file: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raise BadUsage where a state file is of a search for something else."""
+    for key in {**found, **asked}:
+        if found.get(key) != asked.get(key):
+            raise BadUsage(
+                f"asked to search with {key} {asked.get(key)}; {file} is the state of a search "
+                f"with {key} {found.get(key)}. Give another --out or --name, or remove the file."
+            )
 
 
 def digest_of(modules: Mapping[str, nn.Module]) -> str:

@@ -6,7 +6,6 @@ of the velocity makes of the frames. How attentions are felt is looked at once, 
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -28,6 +27,7 @@ from dit_accel.search.heads.scores import Layer, run_scored
 from dit_accel.search.heads.sensitivity import Channels, between, looked_at, recording, sensitivities
 from dit_accel.search.subject import Subject, denoisers_of
 from dit_accel.search.trajectory import guidance_of
+from dit_accel.stages import now
 
 Told = Callable[[int, int], None]
 
@@ -59,10 +59,10 @@ def _timed_modules(subject: Subject) -> Iterator[dict[Key, list[float]]]:
         module = denoisers_of(subject.model)[key[0]].get_submodule(key[1])
 
         def start(_module: nn.Module, _args: Any, key: Key = key) -> None:
-            began[key] = time.perf_counter()
+            began[key] = now()
 
         def stop(_module: nn.Module, _args: Any, _out: Any, key: Key = key) -> None:
-            spent[key].append(time.perf_counter() - began[key])
+            spent[key].append(now() - began[key])
 
         hooks += [module.register_forward_pre_hook(start), module.register_forward_hook(stop)]
     try:

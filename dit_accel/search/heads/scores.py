@@ -9,7 +9,6 @@ the latents that the plan leads to.
 
 import dataclasses
 import functools
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from dit_accel.search.heads.candidates import Candidate
 from dit_accel.search.heads.felt import Felt, Rows, Split
 from dit_accel.search.heads.noted import Noted
 from dit_accel.search.heads.segments import FULL, REUSE, Kind
+from dit_accel.stages import now
 from dit_accel.timeline import Entry, Track
 from dit_accel.visit import AttentionVisit
 from dit_accel_kernels.block_attention import Kind as OpKind
@@ -85,11 +85,9 @@ class Layer:
         return full
 
     def _timed(self, name: str, run: Callable[[], Any]) -> Any:
-        began = time.perf_counter()
+        began = now()  # after what a device has queued: only this call is timed
         result = run()
-        if isinstance(result, Tensor) and result.is_cuda:
-            torch.cuda.synchronize(result.device)
-        self.noted.took(name, time.perf_counter() - began)
+        self.noted.took(name, now() - began)
         return result
 
     def _candidate(

@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from dit_accel.errors import BadUsage
 from dit_accel.recipe_files import write_whole
+from dit_accel.search.saved import refuse_another
 
 Arrays = dict[str, np.ndarray]
 
@@ -55,9 +56,4 @@ class State:
             raise BadUsage(
                 f"asked to go on with {self.file}; it is not the state of a search ({error}). Remove it."
             ) from error
-        for key in {**found, **self.asked}:
-            if found.get(key) != self.asked.get(key):
-                raise BadUsage(
-                    f"asked to search with {key} {self.asked.get(key)}; {self.file} is the state of a search "
-                    f"with {key} {found.get(key)}. Give another --out or --name, or remove the file."
-                )
+        refuse_another(self.file, found, self.asked)
