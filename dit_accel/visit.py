@@ -51,6 +51,11 @@ class AttentionVisit:
         return self.call.text_first
 
     @property
+    def again(self) -> bool:
+        """Whether the processor has attended at this step before (image keys of Wan I2V)."""
+        return self.call.call_number > 0
+
+    @property
     def brick(self) -> Grid | None:
         """The brick in whose order the visual tokens stand; None: they stand in the model's own order."""
         return self.call.brick

@@ -21,6 +21,7 @@ from dit_accel.errors import BadUsage, RecipeError, nearest
 from dit_accel.families.base import Family
 from dit_accel.inventory import describe
 from dit_accel.loading import Model
+from dit_accel.plan import Key
 from dit_accel.search.trajectory import family_of_model
 from dit_accel.sites import Denoiser, match_attention
 from dit_accel.stages import stages
@@ -35,7 +36,8 @@ class Subject:
     family: Family
     jobs: tuple[Job, ...]
     arguments: Mapping[str, Any]  # of the pipeline's call
-    sites: tuple[str, ...]  # "component.site", in forward order
+    sites: tuple[str, ...]  # self-attention, "component.site", in forward order
+    cross: tuple[str, ...]  # the cross-attention that goes with it
     grid: Grid
     text: int  # tokens of it in the self-attention, at the first call
     levels: tuple[float, ...]
@@ -64,16 +66,19 @@ class Subject:
         calls = 2 if self.family.guidance == "sequential" else 1
         return calls * self.batch * (math.prod(self.grid) + self.text)
 
-    def layers(self) -> list[tuple[str, str]]:
-        """(component, site) of every layer."""
-        found = [name.partition(".") for name in self.sites]
-        return [(component, site) for component, _, site in found]
+    def layers(self) -> list[Key]:
+        """Every self-attention that is searched."""
+        return [_key(name) for name in self.sites]
 
-    def attention(self, key: tuple[str, str]) -> Any:
+    def all_attention(self) -> list[Key]:
+        """Every attention that is searched, the cross-attention last."""
+        return [_key(name) for name in (*self.sites, *self.cross)]
+
+    def attention(self, key: Key) -> Any:
         """The attention module of a layer."""
         return denoisers_of(self.model)[key[0]].get_submodule(key[1])
 
-    def width(self, key: tuple[str, str]) -> int:
+    def width(self, key: Key) -> int:
         """Numbers in a token's output of all heads of a layer."""
         return self.attention(key).to_out[0].weight.shape[0]
 
@@ -95,7 +100,7 @@ def look(
     self-attention.
     """
     family = family_of_model(model)
-    chosen = _chosen_sites(model, family, sites)
+    chosen, cross = _chosen_sites(model, family, sites)
     inputs, levels = _first_inputs(model, jobs, arguments)
     if len(levels) <= FEW_STEPS:
         raise BadUsage(
@@ -108,7 +113,7 @@ def look(
     rows = text.shape[1] if joint and isinstance(text, Tensor) else 0
     latents = inputs["hidden_states"]
     return Subject(
-        model, family, tuple(jobs), arguments, chosen, grid, rows, levels,
+        model, family, tuple(jobs), arguments, chosen, cross, grid, rows, levels,
         latents.shape[0], latents.element_size(), latents.device,
     )  # fmt: skip
 
@@ -142,10 +147,20 @@ def denoisers_of(model: Model) -> dict[str, nn.Module]:
     return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
 
 
-def _chosen_sites(model: Model, family: Family, patterns: Sequence[str]) -> tuple[str, ...]:
+def _key(name: str) -> Key:
+    component, _, site = name.partition(".")
+    return component, site
+
+
+def _chosen_sites(
+    model: Model, family: Family, patterns: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The self-attention and the cross-attention that patterns name; all where there is no pattern."""
     denoisers = [describe(name, module, family) for name, module in denoisers_of(model).items()]
+    own = [f"{one.component}.{site}" for one in denoisers for site in one.self_attention]
+    cross = [f"{one.component}.{site}" for one in denoisers for site in one.cross_attention]
     if not patterns:
-        return tuple(f"{one.component}.{site}" for one in denoisers for site in one.self_attention)
+        return tuple(own), tuple(cross)
     named = {f"{one.component}.{site}" for p in patterns for one in denoisers for site in _named(p, one)}
     for pattern in patterns:
         if not any(site in one.self_attention for one in denoisers for site in _named(pattern, one)):
@@ -154,8 +169,7 @@ def _chosen_sites(model: Model, family: Family, patterns: Sequence[str]) -> tupl
                 f'asked to search the site "{pattern}"; it has no self-attention here; nearest: '
                 f"{nearest(pattern, known)}. Give a path; its block may be * or a range."
             )
-    ordered = [f"{one.component}.{site}" for one in denoisers for site in one.self_attention]
-    return tuple(site for site in ordered if site in named)
+    return tuple(site for site in own if site in named), tuple(site for site in cross if site in named)
 
 
 def _named(pattern: str, denoiser: Denoiser) -> list[str]:

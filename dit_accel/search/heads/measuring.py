@@ -23,6 +23,7 @@ from dit_accel.recipe import Recipe
 from dit_accel.search.heads.candidates import Candidate
 from dit_accel.search.heads.felt import Felt, Rows, Stream
 from dit_accel.search.heads.noted import Noted
+from dit_accel.search.heads.replay import Replay
 from dit_accel.search.heads.scores import Layer, run_scored
 from dit_accel.search.heads.sensitivity import Channels, between, looked_at, recording, sensitivities
 from dit_accel.search.subject import Subject, denoisers_of
@@ -30,6 +31,7 @@ from dit_accel.search.trajectory import guidance_of
 from dit_accel.stages import now
 
 Told = Callable[[int, int], None]
+PROBES = 10  # runs of a prompt that tell what errors at single steps come to
 
 
 @dataclass
@@ -52,7 +54,7 @@ def measure_dense(subject: Subject) -> Dense:
 
 @contextlib.contextmanager
 def _timed_modules(subject: Subject) -> Iterator[dict[Key, list[float]]]:
-    spent: dict[Key, list[float]] = {key: [] for key in subject.layers()}
+    spent: dict[Key, list[float]] = {key: [] for key in subject.all_attention()}
     began: dict[Key, float] = {}
     hooks = []
     for key in spent:
@@ -72,35 +74,44 @@ def _timed_modules(subject: Subject) -> Iterator[dict[Key, list[float]]]:
             hook.remove()
 
 
+def probed_at(steps: int) -> list[int]:
+    """Steps at which a run tells what errors come to: ever closer towards the end.
+
+    There the weights change most from step to step, and a run is short: what lies before it is replayed.
+    """
+    left = np.geomspace(1, steps - 1, min(PROBES, steps - 1)).round().astype(int)
+    return sorted({steps - int(each) for each in left})
+
+
 def step_weights(
     subject: Subject,
     job: Job,
     noted: Mapping[Key, Noted],
-    every: int = 2,
     told: Told = lambda done, total: None,
 ) -> np.ndarray:
     """[T]: how many times a squared error of the velocity at a step comes out in the frames.
 
-    At some steps a run lets all searched layers reuse their outputs at that step alone: what the frames moved
+    At some steps a run lets all self-attention reuse its outputs at that step alone: what the frames moved
     by is divided by what was scored for it. The others are interpolated in their logarithms; step 0 has
     nothing to reuse and takes the first factor.
     """
-    steps = len(subject.levels)
-    dense = generate(subject.model, job.prompt, subject.arguments, job.seed).frames
-    probed = sorted({*range(1, steps, every), steps - 1})
+    steps, replay = len(subject.levels), Replay(denoisers_of(subject.model))
+    with replay.recording():
+        dense = generate(subject.model, job.prompt, subject.arguments, job.seed).frames
+    probed = probed_at(steps)
     factors: list[float] = []
     for done, step in enumerate(probed):
         told(done, len(probed))
-        with api.accelerated(subject.model.pipe, reusing_at(subject, step)):
+        with api.accelerated(subject.model.pipe, reusing_at(subject, step)), replay.until(step - 1):
             frames = generate(subject.model, job.prompt, subject.arguments, job.seed).frames
         moved = float(np.square(frames.astype(np.float64) - dense).sum())
-        scored = sum(float(each.module[step, 0]) for each in noted.values())
+        scored = sum(float(noted[key].module[step, 0]) for key in subject.layers())
         factors.append(np.log(max(moved, 1e-12) / max(scored, 1e-30)))
     return np.exp(np.interp(np.arange(steps), probed, factors))
 
 
 def reusing_at(subject: Subject, step: int) -> Recipe:
-    """All searched layers answer with their last output at one step."""
+    """All self-attention that is searched answers with its last output at one step."""
     row = "C" * step + "r" + "C" * (len(subject.levels) - step - 1)
     sites = [
         site if component == "transformer" else f"{component}.{site}" for component, site in subject.layers()
@@ -124,7 +135,7 @@ def look_at_attention(subject: Subject) -> dict[Key, list[Channels]]:
         generate(subject.model, job.prompt, subject.arguments, job.seed)
     found: dict[Key, list[Channels]] = {}
     for component, made in calls.items():
-        sites = [site for name, site in subject.layers() if name == component]
+        sites = [site for name, site in subject.all_attention() if name == component]
         known = sensitivities(modules[component], sites, made)
         for site in sites:
             looks: dict[int, list[Channels]] = {}
@@ -163,11 +174,12 @@ def score(
     modules, layers = denoisers_of(subject.model), {}
     guidance = guidance_of(subject.model, subject.family, subject.arguments)
     rows = Rows.drawn(math.prod(subject.grid))
-    for key in subject.layers():
+    for key in subject.all_attention():
         attention: Any = modules[key[0]].get_submodule(key[1])
-        noted = Noted.empty(menu, len(subject.levels), ages, attention.heads)
+        own = menu if key in subject.layers() else ()  # near sets are of self-attention
+        noted = Noted.empty(own, len(subject.levels), ages, attention.heads)
         weights = [felt_by(attention, channels, guidance) for channels in felt[key]]
-        layers[key] = Layer(menu, ages, weights, noted, rows)
+        layers[key] = Layer(own, ages, weights, noted, rows)
 
     def run() -> None:
         generate(subject.model, job.prompt, subject.arguments, job.seed, told)

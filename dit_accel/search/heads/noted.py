@@ -59,6 +59,12 @@ class Noted:
             tables[0], tables[1], arrays["share"], arrays["module"], arrays["shared"], seconds, refused
         )
 
+    def forbid(self) -> None:
+        """Nothing may be chosen here but full attention."""
+        tables = *self.pair.values(), *self.lone.values(), self.share, self.module, self.shared
+        for table in tables:
+            table[:] = np.inf
+
     def took(self, name: str, seconds: float) -> None:
         """One measured call."""
         self.seconds.setdefault(name, []).append(seconds)

@@ -62,6 +62,9 @@ class Layer:
 
     def score(self, visit: AttentionVisit, branch: str, step: int) -> Tensor:
         """Note all errors of one call; gives full attention [B, N, H, d]."""
+        if visit.again:  # a module's answer is the sum of its calls, and only the first was scored
+            self.noted.forbid()
+            return visit.dense()
         if step == 0:
             self.past[branch].clear()
         if step % 4 == 0:
@@ -176,7 +179,11 @@ class Scorer:
     seams: ClassVar[frozenset[str]] = frozenset({"attention"})
     computes: ClassVar[bool] = True
     exact: ClassVar[bool] = False  # so that a batched pair is scored branch by branch
-    needs_grid: ClassVar[bool] = True
+
+    @property
+    def needs_grid(self) -> bool:
+        """Only near sets do."""
+        return bool(self.layer.menu)
 
     def brick_on(self, grid: Grid) -> Grid:
         """The brick that near sets lie in."""
@@ -234,7 +241,7 @@ def _scoring_plan(
 ) -> Plan:
     tracks = {}
     for (component, site), layer in layers.items():
-        heads = denoisers[component].self_attention[site]
+        heads = denoisers[component].attention[site]
         rows = {}
         for branch in NAMES:
             scorer = Scorer(layer, branch, step_of)

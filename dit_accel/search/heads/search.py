@@ -31,7 +31,6 @@ from dit_accel.search.heads.writing import recipe_of
 from dit_accel.search.subject import Subject
 
 AGES = 4  # the oldest value that a head or a module may answer with, in steps
-PROBES = 6  # steps of a prompt at which a run tells what errors come to
 CLOSE = 1.03  # a speedup so near to the goal is not looked for any closer
 
 
@@ -63,6 +62,7 @@ class PlanSearch:
 
     def __post_init__(self) -> None:
         self.menu = menu(self.subject.grid, self.subject.text)
+        self.layers = self.subject.all_attention()
 
     def stored_bytes(self) -> int:
         """What a search keeps at most: far parts of every near set, and some rows of outputs, by age."""
@@ -79,12 +79,12 @@ class PlanSearch:
         stages = 2 + 2 * len(jobs)
         self.watch.generation(0, stages, "the dense pipeline")
         dense = self.state.once("dense", self._dense)
-        modules = {key: float(dense[_told(key)][0]) for key in self.subject.layers()}
+        modules = {key: float(dense[_told(key)][0]) for key in self.layers}
         self.dense = Dense(float(dense["seconds"][0]), modules)
         self.timed(self.dense.seconds)
         self.watch.generation(1, stages, "how attention errors are felt")
         felt = self.state.once("felt", self._felt)
-        channels = {key: _channels(felt, key) for key in self.subject.layers()}
+        channels = {key: _channels(felt, key) for key in self.layers}
         self.noted: list[dict[Key, Noted]] = []
         weights = []
         for number, job in enumerate(jobs):
@@ -96,33 +96,31 @@ class PlanSearch:
             self.watch.generation(3 + 2 * number, stages, f"what errors come to, on {job.prompt!r}")
             weights.append(self._weights(number, job))
         self.weights = np.stack(weights)
-        self.backend = full_is_faster([next(iter(each.values())) for each in self.noted])
-        exact = self.state.once("exact", self._exact)
-        self.other_gain = float(exact["searched"][0] - exact["all"][0])
+        self.backend = self._through_a_backend()
+        exact = float(self.state.once("exact", self._exact)["speedup"][0])
+        self.tell(f"the dense kernel alone: {exact:.2f}x")
         for reason in sorted(
             {why for each in self.noted for n in each.values() for why in n.refused.values()}
         ):
             self.tell(f"left out of the menu: {reason}")
 
+    def _through_a_backend(self) -> frozenset[Key]:
+        """The layers whose full attention is faster through a backend: all of a kind, or none."""
+        own = self.subject.layers()
+        kinds = own, [key for key in self.layers if key not in own]
+        timed = {tuple(kind): [each[key] for key in kind for each in self.noted] for kind in kinds}
+        return frozenset(key for kind, noted in timed.items() if full_is_faster(noted) for key in kind)
+
     def _exact(self) -> Arrays:
-        """Seconds with full attention through a backend: in the searched layers, and in all others too."""
+        """What the pipeline gains with everything full, through a backend where that is faster."""
         if not self.backend:
-            return {"searched": np.zeros(1), "all": np.zeros(1)}
-        job, subject = self.subject.jobs[0], self.subject
-        found: dict[str, list[float]] = {"searched": [], "all": []}
-        for number in range(3):  # in turns, and in both orders; the first of each warms up
-            for name in ("searched", "all") if number % 2 else ("all", "searched"):
-                layers = {key: LayerPlan.full(len(subject.levels), 1) for key in subject.layers()}
-                recipe = recipe_of(layers, subject.levels, 1, True, subject.made_for, others=name == "all")
-                with api.accelerated(subject.model.pipe, recipe):
-                    sample = generate(subject.model, job.prompt, subject.arguments, job.seed)
-                found[name].append(sample.seconds)
-        seconds = {name: float(np.median(each[1:])) for name, each in found.items()}
-        self.tell(
-            f"the dense kernel alone: {self.dense.seconds / seconds['searched']:.2f}x, "
-            f"{self.dense.seconds / seconds['all']:.2f}x with the attentions that are not searched"
-        )
-        return {name: np.array([each]) for name, each in seconds.items()}
+            return {"speedup": np.ones(1)}
+        subject = self.subject
+        steps = len(subject.levels)
+        plans = {key: LayerPlan.full(steps, subject.attention(key).heads) for key in self.layers}
+        jobs, quiet = subject.jobs[:1], Options(warm_up=False)
+        result = compare(subject.model, self.recipe(plans), jobs, subject.arguments, quiet)
+        return {"speedup": np.array([result.speedup()])}
 
     def _dense(self) -> Arrays:
         dense = measuring.measure_dense(self.subject)
@@ -148,18 +146,18 @@ class PlanSearch:
             }
 
         arrays = self.state.once(f"scores {number}", measure)
-        found: dict[Key, Arrays] = {key: {} for key in self.subject.layers()}
+        found: dict[Key, Arrays] = {key: {} for key in self.layers}
         for key, own in found.items():
             mark = f"{_told(key)}: "
             own.update({name.removeprefix(mark): a for name, a in arrays.items() if name.startswith(mark)})
-        return {key: Noted.read(own, self.menu) for key, own in found.items()}
+        near = self.subject.layers()  # the others have no menu
+        return {key: Noted.read(own, self.menu if key in near else ()) for key, own in found.items()}
 
     def _weights(self, number: int, job: Job) -> np.ndarray:
         noted = self.noted[number]
-        every = max(1, round(len(self.subject.levels) / PROBES))
         return self.state.once(
             f"weights {number}",
-            lambda: {"steps": measuring.step_weights(self.subject, job, noted, every, self.watch.step)},
+            lambda: {"steps": measuring.step_weights(self.subject, job, noted, self.watch.step)},
         )["steps"]
 
     # ---- plans
@@ -168,14 +166,15 @@ class PlanSearch:
         """A planner whose errors are scaled by step [T] and by layer."""
         tables: dict[Key, LayerTable] = {}
         rest = self.dense.seconds
-        for key in self.subject.layers():
+        for key in self.layers:
             noted = [each[key] for each in self.noted]
             dense = float(np.median([s for each in noted for s in each.seconds["dense"]]))
             around = max(self.dense.module[key] - dense, 0.0)
             rest -= 2 * len(self.subject.levels) * self.dense.module[key]
-            tables[key] = layer_table(noted, self.weights * steps * layers.get(key, 1.0), around)
+            weights = self.weights * steps * layers.get(key, 1.0)
+            tables[key] = layer_table(noted, weights, around, key in self.backend)
         limit = math.inf if self.memory_gb is None else self.memory_gb * 2**30
-        return Planner(tables, max(rest - max(self.other_gain, 0.0), 0.0), limit, self._bytes)
+        return Planner(tables, max(rest, 0.0), limit, self._bytes)
 
     def _bytes(self, key: Key, plan: LayerPlan) -> int:
         subject = self.subject
@@ -186,9 +185,8 @@ class PlanSearch:
     def recipe(self, layers: Mapping[Key, LayerPlan], name: str = "plan") -> Recipe:
         """The recipe of some layers' plans."""
         subject = self.subject
-        others = self.backend and self.other_gain > 0
         return recipe_of(
-            layers, subject.levels, self.ages, self.backend, subject.made_for, name, self.memory_gb, others
+            layers, subject.levels, self.ages, self.backend, subject.made_for, name, self.memory_gb
         )
 
     # ---- the search
@@ -196,7 +194,7 @@ class PlanSearch:
     def find(self) -> Tried:
         """Measure, plan, generate, repair; the best of what was generated."""
         self.measure()
-        factors, layers = np.ones(len(self.subject.levels)), dict.fromkeys(self.subject.layers(), 1.0)
+        factors, layers = np.ones(len(self.subject.levels)), dict.fromkeys(self.layers, 1.0)
         for number in range(self.tries):
             planner = self.planner(factors, layers)
             plan = self._aim(planner)

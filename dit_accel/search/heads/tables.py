@@ -13,15 +13,16 @@ WORTH = 0.97  # of the model's own attention: what full attention through a back
 
 
 def full_is_faster(noted: Sequence[Noted]) -> bool:
-    """Whether full attention through a backend beats the model's own call."""
-    return _typical(noted, FULL) < WORTH * _typical(noted, "dense")
+    """Whether full attention through a backend beats the model's own call, in layers of one kind."""
+    return bool(noted) and _typical(noted, FULL) < WORTH * _typical(noted, "dense")
 
 
-def layer_table(noted: Sequence[Noted], weights: np.ndarray, around: float) -> LayerTable:
+def layer_table(noted: Sequence[Noted], weights: np.ndarray, around: float, backend: bool) -> LayerTable:
     """One layer's table: errors are means over prompts, seconds medians over all calls.
 
     `weights` [P, T]: what a squared error of the velocity at a step makes of the frames', prompt by prompt;
-    `around`: the seconds of the module without its attention call, on one branch.
+    `around`: the seconds of the module without its attention call, on one branch; `backend`: full attention
+    runs through the fastest one.
     """
     refused = {kind for each in noted for kind in each.refused}
     kinds = [kind for kind in noted[0].pair if kind not in refused]
@@ -31,7 +32,7 @@ def layer_table(noted: Sequence[Noted], weights: np.ndarray, around: float) -> L
         by = [row.reshape(-1, *[1] * (arrays[0].ndim - 1)) for row in weights]
         return np.mean([array * row for array, row in zip(arrays, by, strict=True)], axis=0)
 
-    full = _typical(noted, FULL if full_is_faster(noted) else "dense") / heads
+    full = _typical(noted, FULL if backend else "dense") / heads
     seconds: dict[Kind, float] = {FULL: full, REUSE: 0.0}
     anchors: dict[Kind, float] = {REUSE: full}
     for kind in kinds:

@@ -118,7 +118,7 @@ def test_a_recipe_runs_as_it_was_planned(case, tiny):
     extent = next(iter(near_sets(subject.grid)))
     near, tail = (Candidate(method, {"extent": extent}, 0.5) for method in ("brick", "tail"))
     plans = {key: plan_of_everything(near, tail, n) for n, key in enumerate(subject.layers())}
-    recipe = recipe_of(plans, subject.levels, 4, True, subject.made_for)
+    recipe = recipe_of(plans, subject.levels, 4, list(plans), subject.made_for)
     with api.accelerated(made.model.pipe, recipe, strict=True) as handle:
         generate(made.model, JOBS[0].prompt, made.arguments, JOBS[0].seed)
         plan, counted = handle.session.plan, handle.report().counters

@@ -16,6 +16,7 @@ from dit_accel.search.heads.noted import Noted
 from dit_accel.search.heads.segments import REUSE
 from dit_accel.search.subject import look
 from dit_accel.timeline import BRANCHES, Entry, Track
+from dit_accel.visit import AttentionVisit
 from tests.search.conftest import JOBS
 
 SITE = {
@@ -23,6 +24,7 @@ SITE = {
     "pixart_sigma": "transformer_blocks.1.attn1",
     "qwen_image": "transformer_blocks.1.attn",
 }
+CROSS = {"wan": "blocks.1.attn2", "pixart_sigma": "transformer_blocks.1.attn2"}
 GUIDANCE = 4.0
 AGES = 3
 LARGER = {  # of several bricks
@@ -54,7 +56,7 @@ def outputs(made, site, levels):
     """(branch, step) -> (full attention of all heads, text rows) of a dense run."""
     kept = {}
     with api.accelerated(made.model.pipe, Recipe.neutral()) as handle:
-        heads = handle.session.denoisers["transformer"].self_attention[site]
+        heads = handle.session.denoisers["transformer"].attention[site]
         rows = {
             branch: (_entry(Keeper(branch, handle.session, kept), heads),) * len(levels)
             for branch in BRANCHES
@@ -76,10 +78,9 @@ def metric(made, site, channels):
     return weight.T @ torch.diag(torch.from_numpy(channels[0])) @ weight
 
 
-@pytest.mark.parametrize("case", SITE)
-def test_reuse_and_share_are_what_old_outputs_are_off_by(case, tiny):
+@pytest.mark.parametrize(("case", "site"), [*SITE.items(), *CROSS.items()])
+def test_reuse_and_share_are_what_old_outputs_are_off_by(case, site, tiny):
     made = tiny(case)
-    site = SITE[case]
     subject, felt, noted = scored(made, ())
     kept = outputs(made, site, subject.levels)
     found, step, age = noted["transformer", site], 5, 2
@@ -159,6 +160,17 @@ def _inputs_of_projection(attention, run):
     finally:
         hook.remove()
     return seen
+
+
+def test_an_attention_whose_processor_attends_twice_is_left_alone(tiny, monkeypatch):
+    """Image keys of Wan I2V: the module's answer is the sum of both calls, and one alone was scored."""
+    made = tiny("wan")
+    twice = property(lambda visit: visit.call.key[1] == CROSS["wan"] and visit.step == 8)
+    monkeypatch.setattr(AttentionVisit, "again", twice)
+    _, _, noted = scored(made, ())
+    for key, each in noted.items():
+        tables = *each.pair.values(), *each.lone.values(), each.share, each.module, each.shared
+        assert all(np.isinf(table).all() for table in tables) == (key[1] == CROSS["wan"])
 
 
 def test_what_lies_before_the_run_is_infinite(tiny):
