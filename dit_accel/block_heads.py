@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dit_accel.bricks import Grid, Rule, best_brick, lay_bricks
+from dit_accel.bricks import BrickLayout, Grid, Rule, best_brick, lay_bricks
 from dit_accel.errors import Unmet
 from dit_accel_kernels.block_attention import BlockPlan, Kind, block_attention, plan_blocks
 from dit_accel_kernels.block_attention.plan import CACHED, CACHED_LSE, EMITS
@@ -51,6 +51,10 @@ class Near:
     def brick_on(self, grid: Grid) -> Grid:
         """The brick in whose order its blocks lie."""
         return self.brick or best_brick(grid)
+
+    def density(self, grid: Grid, num_text: int = 0) -> float:
+        """Pairs of query and key in its blocks, over all pairs; text sees all and is seen by all."""
+        return _density(self, grid, num_text)
 
 
 @dataclass(frozen=True)
@@ -205,6 +209,14 @@ def orders(
         return order, torch.argsort(order)
 
 
+@functools.lru_cache(maxsize=256)
+def _density(near: Near, grid: Grid, num_text: int) -> float:
+    layout = lay_bricks(grid, num_text, near.brick_on(grid))
+    blocks = _blocks(layout, near).double()
+    sizes = layout.starts.diff().double()
+    return float(sizes @ blocks @ sizes / sizes.sum() ** 2)
+
+
 @functools.lru_cache(maxsize=256)  # the heads of a model's layers differ; what is large is shared by them
 def _plan(
     grid: Grid, num_text: int, leading: bool, nears: tuple[Near, ...], kinds: tuple[Kind, ...],
@@ -220,16 +232,18 @@ def _lists(
 ) -> BlockPlan:
     """The block lists of some near sets, with one head each."""
     layout = lay_bricks(grid, num_text, nears[0].brick)
-    blocks, starts = [], layout.starts
-    for near in nears:
-        if near.radius is not None:
-            blocks.append(layout.within_tokens(near.radius))
-        else:
-            assert near.extent is not None
-            blocks.append(layout.within_bricks(near.extent))
+    blocks, starts = [_blocks(layout, near) for near in nears], layout.starts
     if leading and num_text:
         first = layout.text_first()
         blocks = [near[first][:, first] for near in blocks]
         starts = torch.nn.functional.pad(starts.diff()[first].cumsum(0, dtype=torch.int32), (1, 0))
     kinds = [Kind.ATTEND] * len(nears)
     return plan_blocks(blocks, starts, starts, kinds, block=layout.block, device=device)
+
+
+def _blocks(layout: BrickLayout, near: Near) -> Tensor:
+    """Which blocks see which: bool [blocks, blocks]."""
+    if near.radius is not None:
+        return layout.within_tokens(near.radius)
+    assert near.extent is not None
+    return layout.within_bricks(near.extent)

@@ -103,6 +103,7 @@ class Comparison:
             "psnr": recipe.mean("psnr"),
             "ssim": recipe.mean("ssim"),
             "faithfulness": {"dense": dense.mean("faithfulness"), "recipe": recipe.mean("faithfulness")},
+            "attention_kept": self.report.attention_kept if self.report else None,
             "counters": dict(self.counters),
             "peak_bytes": recipe.peak(),
             "versions": versions(),

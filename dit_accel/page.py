@@ -141,10 +141,17 @@ def facts(result: Comparison) -> dict[str, list[str]]:
         "PSNR to dense": ["", *(_decibel(column) for column in columns[1:])],
         "SSIM to dense": ["", *(_number(column.mean("ssim"), ".4f") for column in columns[1:])],
         "Faithful to the prompt": [_number(column.mean("faithfulness"), ".3f") for column in columns],
+        "Attention work kept": _kept(result),
         f"Memory ({result.memory_measured})": [_megabytes(column.peak()) for column in columns],
         "Memory above the start of the run": [_megabytes(column.peak("growth")) for column in columns],
     }
     return {name: values for name, values in rows.items() if any(value not in ("", "-") for value in values)}
+
+
+def _kept(result: Comparison) -> list[str]:
+    """The recipe's column alone has it."""
+    share = result.report.attention_kept if result.report else None
+    return ["-" if name != "recipe" or share is None else f"{share:.1%}" for name in result.columns]
 
 
 def _numbers(result: Comparison) -> str:

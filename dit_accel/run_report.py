@@ -31,6 +31,7 @@ class Report:
     predicted_bytes: int
     levels: tuple[float, ...]
     expects_work: bool  # whether the recipe asks for anything but the model's own computation
+    attention_kept: float | None  # pairs of query and key computed, over those of dense self-attention
 
     @property
     def did_something(self) -> bool:
@@ -50,6 +51,8 @@ class Report:
             f"memory {self.memory_bytes / 2**20:.1f} MiB (predicted {self.predicted_bytes / 2**20:.1f} MiB)"
         )
         lines = [head, f"  {counts}", f"  {memory}"]
+        if self.attention_kept is not None:
+            lines.append(f"  attention kept: {self.attention_kept:.1%} of its work")
         lines += [
             f"  {row.site:<28} {row.branch:<7} {' '.join(x or '-' for x in row.ran)}" for row in self.rows
         ]

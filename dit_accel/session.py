@@ -20,6 +20,7 @@ from dit_accel.run_report import Report, Row, merge, method_name
 from dit_accel.sites import Denoiser
 from dit_accel.timeline import Track
 from dit_accel.tracker import Tracker
+from dit_accel.work import Work, branches_of
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Session:
             joint="text" in family.token_order,
             batch=inputs["hidden_states"].shape[0],
         )
+        self.work.forward(component, position.branch, self.active)
         self.approximated = 0
         self.scratch = {}
 
@@ -129,6 +131,7 @@ class Session:
         self.dense_until_next_run = True
         self.memory.release()
         self.scratch = {}
+        self.work.idle[at.component] += branches_of(at.branch)  # this forward runs once more, in full
         self.at = replace(at, brick=None)
 
     @property
@@ -200,6 +203,7 @@ class Session:
             predicted_bytes=sum(self.predicted.values()),
             levels=self.tracker.levels,
             expects_work=not self.recipe.is_neutral(),
+            attention_kept=self.work.kept(self.denoisers, plan.spans if plan else {}),
         )
 
     def finish(self) -> None:
@@ -257,6 +261,7 @@ class Session:
     def _new_books(self) -> None:
         self._counters: Counter[tuple[str, str]] = Counter()
         self._ran: dict[tuple[Key, str], dict[int, str]] = {}
+        self.work = Work()
 
     def _rows(self) -> list[Row]:
         steps = range(len(self.tracker.levels))

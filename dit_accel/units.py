@@ -39,6 +39,8 @@ def decide(
         except MissingAnchor as reason:
             session.fallback(f"computed where {method_name(method)} was planned: {reason}", key[1])
             value, letters, method = None, ALONE, None
+    if value is not None:
+        session.work.skip(key, branch)
     session.count(key, branch, letters, {method if value is not None else None: 1}, computed="compute")
     return entry, value
 

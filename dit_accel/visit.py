@@ -195,6 +195,8 @@ class _Call:
         self._keep(out, books.fell_back)
         if self.call_number == 0:
             self.session.count(self.key, self.branch, "".join(books.letters), books.done)
+            if self.is_self:
+                self.session.work.attend(self.key, self.branch, books.done, (self.at.grid, self.num_text))
         return out
 
     def _serve_all(self, groups: Sequence[tuple[Any, list[int]]], books: "_Books") -> Tensor:

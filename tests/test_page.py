@@ -25,7 +25,7 @@ def report(rows=(), letters=None) -> Report:
     return Report(
         recipe="mine", family="wan", steps=4, runs=1, counters={"full": 3, "window": 2}, rows=tuple(rows),
         legend=letters, notes=("the <grid> differs",), memory_bytes=0, predicted_bytes=0,
-        levels=(1.0, 0.75, 0.5, 0.25), expects_work=True,
+        levels=(1.0, 0.75, 0.5, 0.25), expects_work=True, attention_kept=0.75,
     )  # fmt: skip
 
 

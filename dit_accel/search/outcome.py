@@ -61,7 +61,7 @@ def finish(
     named = dataclasses.replace(recipe, made_by=table)
     named.save(file)
     if ending.results is not None:
-        line = dataclasses.replace(result, recipe=named).as_dict()
+        line = dataclasses.replace(result, recipe=named).as_dict() | dict(more or {})
         lines = lines_from(line, commit=commit(), date=f"{datetime.date.today()}")
         append(lines, ending.results, ending.results_name)
     return named, dataclasses.replace(result, recipe=named)

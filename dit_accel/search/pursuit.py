@@ -1,6 +1,7 @@
 """A search as a user asks for it: a goal, a budget in minutes, a state file, progress."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,9 +36,19 @@ class Clock:
                 "Give --minutes above 0, or leave it out."
             )
 
+    def left(self) -> float:
+        """Seconds that are left besides those of verification."""
+        if self.minutes is None:
+            return math.inf
+        return 60 * self.minutes - self.reserve - (time.monotonic() - self.began)
+
     def ended(self) -> bool:
         """Whether only verification still fits."""
-        return self.minutes is not None and time.monotonic() - self.began > 60 * self.minutes - self.reserve
+        return self.left() < 0
+
+    def spent_minutes(self) -> float:
+        """What the search has taken so far, for its recipe."""
+        return round((time.monotonic() - self.began) / 60, 2)
 
 
 @dataclass(frozen=True)
@@ -123,7 +134,7 @@ class Pursuit:
             "method": search.name,
             "delta": found.delta,
             **search.settings,
-            "search_minutes": round(found.decisions.seconds / 60, 2),
+            "search_minutes": self.clock.spent_minutes(),
         }
         if not found.decisions.finished:
             more["stopped"] = unfinished(found.decisions, search)

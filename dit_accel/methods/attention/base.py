@@ -89,6 +89,10 @@ class Anchored:
         """The brick in whose order its tokens may stand."""
         return self.near.brick_on(grid)
 
+    def work(self, grid: Grid, num_text: int) -> float:
+        """The share of all pairs of query and key that is computed."""
+        return self.near.density(grid, num_text)
+
 
 def check(visit: AttentionVisit, near: Near, kind: Kind = Kind.ATTEND) -> None:
     """What can be known before a call; note where tokens have to be put in brick order for this call alone.

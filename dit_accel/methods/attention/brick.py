@@ -44,6 +44,10 @@ class Brick:
         """The brick in whose order its tokens may stand."""
         return self.near.brick_on(grid)
 
+    def work(self, grid: Grid, num_text: int) -> float:
+        """The share of all pairs of query and key that is computed."""
+        return self.near.density(grid, num_text)
+
     def part(self, visit: AttentionVisit) -> Part:
         """The bricks around."""
         check(visit, self.near)

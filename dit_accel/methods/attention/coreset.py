@@ -86,6 +86,15 @@ class Coreset:
         """How many tokens of a whole bucket are kept, its centre included."""
         return max(1, int(math.prod(self.bucket) * (1 - self.rho) + 1e-9))
 
+    def work(self, grid: Grid, num_text: int) -> float:
+        """The share of all pairs of query and key that is computed; text rows are exact."""
+        visual = math.prod(grid)
+        total = visual + num_text
+        kept = self.kept * math.prod(math.ceil(n / size) for n, size in zip(grid, self.bucket, strict=True))
+        rows = visual if self.queries == "all" else kept
+        keys = total if self.keys == "all" else kept + num_text
+        return (rows * keys + num_text * total) / total**2
+
     def attend(self, visit: AttentionVisit) -> Tensor:  # [B, N, h, D]
         """Attention of the kept rows over the kept keys, a row for every token, text rows exact.
 

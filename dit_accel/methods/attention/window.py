@@ -53,6 +53,10 @@ class Window:
         """The brick in whose order its tokens may stand; None: only the model's own order serves."""
         return self.near.brick_on(grid) if self.mask == "blocks" else None
 
+    def work(self, grid: Grid, num_text: int) -> float:
+        """The share of all pairs of query and key that is computed."""
+        return self.near.density(grid, num_text)
+
     def part(self, visit: AttentionVisit) -> Part | None:
         """The blocks around; None where the window is one of tokens, which no list of blocks can say."""
         if self.mask == "tokens":

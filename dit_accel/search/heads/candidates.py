@@ -35,6 +35,11 @@ class Candidate:
         return self.method in ("tail", "residual")
 
     @property
+    def passes_alone(self) -> bool:
+        """Whether its output at a step takes a pass that nothing else needs."""
+        return self.method in ("tail", "coreset")
+
+    @property
     def near(self) -> Near:
         """Its near set; only a coreset has none."""
         return Near(extent=self.parameters["extent"])

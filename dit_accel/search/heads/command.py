@@ -1,7 +1,6 @@
 """The plan search as a user asks for it: its budget, its state file, its end on held-out prompts."""
 
 import dataclasses
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ def open_search(
         state,
         watch,
         tell,
-        clock.ended,
+        clock.left,
         lambda seconds: reserve(clock, seconds, ending),
         memory_gb,
     )
@@ -60,11 +59,10 @@ def reserve(clock: Clock, dense: float, ending: Ending) -> None:
 def close(search: PlanSearch, best: Tried, name: str, file: Path, ending: Ending, clock: Clock) -> Comparison:
     """Verify on held-out prompts, write the recipe and the page."""
     recipe = dataclasses.replace(best.recipe, name=name)
-    minutes = (time.monotonic() - clock.began) / 60
     more = {
         "method": "plan",
         "goal": f"{search.goal.kind} {search.goal.value:g}",
-        "search_minutes": round(minutes, 2),
+        "search_minutes": clock.spent_minutes(),
     }
     subject = search.subject
     _, result = finish(subject.model, recipe, subject.arguments, file, ending, search.watch, more)

@@ -1,14 +1,11 @@
-"""The measurements behind a plan: where the seconds go, how errors travel, what every choice costs.
+"""The measurements behind a plan: how errors travel, what every choice costs.
 
 For each calibration prompt: one scored run, and runs that reuse at single steps, which tell what an error
 of the velocity makes of the frames. How attentions are felt is looked at once, on the first prompt.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import median
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,54 +21,13 @@ from dit_accel.search.heads.candidates import Candidate
 from dit_accel.search.heads.felt import Felt, Rows, Stream
 from dit_accel.search.heads.noted import Noted
 from dit_accel.search.heads.replay import Replay
-from dit_accel.search.heads.scores import Layer, run_scored
+from dit_accel.search.heads.scores import Layer, run_scored, sampled
 from dit_accel.search.heads.sensitivity import Channels, between, looked_at, recording, sensitivities
 from dit_accel.search.subject import Subject, denoisers_of
 from dit_accel.search.trajectory import guidance_of
-from dit_accel.stages import now
 
 Told = Callable[[int, int], None]
 PROBES = 10  # runs of a prompt that tell what errors at single steps come to
-
-
-@dataclass
-class Dense:
-    """The dense pipeline: seconds of a generation, and of one attention module on one branch."""
-
-    seconds: float
-    module: dict[Key, float]
-
-
-def measure_dense(subject: Subject) -> Dense:
-    """Time one dense generation, after another that warms up."""
-    branches = 2 if subject.family.guidance == "batched" else 1
-    job = subject.jobs[0]
-    generate(subject.model, job.prompt, subject.arguments, job.seed)
-    with _timed_modules(subject) as spent:
-        sample = generate(subject.model, job.prompt, subject.arguments, job.seed)
-    return Dense(sample.seconds, {key: median(each) / branches for key, each in spent.items() if each})
-
-
-@contextlib.contextmanager
-def _timed_modules(subject: Subject) -> Iterator[dict[Key, list[float]]]:
-    spent: dict[Key, list[float]] = {key: [] for key in subject.all_attention()}
-    began: dict[Key, float] = {}
-    hooks = []
-    for key in spent:
-        module = denoisers_of(subject.model)[key[0]].get_submodule(key[1])
-
-        def start(_module: nn.Module, _args: Any, key: Key = key) -> None:
-            began[key] = now()
-
-        def stop(_module: nn.Module, _args: Any, _out: Any, key: Key = key) -> None:
-            spent[key].append(now() - began[key])
-
-        hooks += [module.register_forward_pre_hook(start), module.register_forward_hook(stop)]
-    try:
-        yield spent
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def probed_at(steps: int) -> list[int]:
@@ -87,13 +43,14 @@ def step_weights(
     subject: Subject,
     job: Job,
     noted: Mapping[Key, Noted],
+    backend: Collection[Key] = (),
     told: Told = lambda done, total: None,
 ) -> np.ndarray:
     """[T]: how many times a squared error of the velocity at a step comes out in the frames.
 
     At some steps a run lets all self-attention reuse its outputs at that step alone: what the frames moved
     by is divided by what was scored for it. The others are interpolated in their logarithms; step 0 has
-    nothing to reuse and takes the first factor.
+    nothing to reuse and takes the first factor. Full attention of `backend` is not the model's own.
     """
     steps, replay = len(subject.levels), Replay(denoisers_of(subject.model))
     with replay.recording():
@@ -102,7 +59,7 @@ def step_weights(
     factors: list[float] = []
     for done, step in enumerate(probed):
         told(done, len(probed))
-        with api.accelerated(subject.model.pipe, reusing_at(subject, step)), replay.until(step - 1):
+        with api.accelerated(subject.model.pipe, reusing_at(subject, step, backend)), replay.until(step - 1):
             frames = generate(subject.model, job.prompt, subject.arguments, job.seed).frames
         moved = float(np.square(frames.astype(np.float64) - dense).sum())
         scored = sum(float(noted[key].module[step, 0]) for key in subject.layers())
@@ -110,21 +67,32 @@ def step_weights(
     return np.exp(np.interp(np.arange(steps), probed, factors))
 
 
-def reusing_at(subject: Subject, step: int) -> Recipe:
-    """All self-attention that is searched answers with its last output at one step."""
+def reusing_at(subject: Subject, step: int, backend: Collection[Key] = ()) -> Recipe:
+    """All self-attention that is searched answers with its last output at one step.
+
+    At the others that of `backend` runs through the fastest one: as exact, and faster.
+    """
     row = "C" * step + "r" + "C" * (len(subject.levels) - step - 1)
-    sites = [
-        site if component == "transformer" else f"{component}.{site}" for component, site in subject.layers()
-    ]
+    tables: dict[str, Any] = {"timeline": {"both": {_site(key): row for key in subject.layers()}}}
+    if backend:
+        tables |= {"attention": {"both": {_site(key): ["F"] for key in backend}}}
     return Recipe.from_dict(
         {
             "schema": 1,
             "made_for": {**subject.made_for, "steps": len(row)},
-            "choices": {"C": {"method": "compute"}, "r": {"method": "reuse", "max_age": 1}},
-            "timeline": {"both": dict.fromkeys(sites, row)},
+            "choices": {
+                "C": {"method": "compute"},
+                "F": {"method": "full", "backend": "auto"},
+                "r": {"method": "reuse", "max_age": 1},
+            },
+            **tables,
         },
         name="probe",
     )
+
+
+def _site(key: Key) -> str:
+    return key[1] if key[0] == "transformer" else f"{key[0]}.{key[1]}"
 
 
 def look_at_attention(subject: Subject) -> dict[Key, list[Channels]]:
@@ -185,4 +153,6 @@ def score(
         generate(subject.model, job.prompt, subject.arguments, job.seed, told)
 
     run_scored(subject.model.pipe, modules, layers, subject.levels, run, recipe)
+    for layer in layers.values():
+        layer.noted.fill(sampled(len(subject.levels)))
     return {key: layer.noted for key, layer in layers.items()}

@@ -1,6 +1,6 @@
 """What was noted of one layer along one generation: errors of every kind, and measured seconds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,6 +72,27 @@ class Noted:
     def put(self, table: dict[Kind, np.ndarray], kind: Kind, step: int, age: int, errors: np.ndarray) -> None:
         """Errors [H] of a kind."""
         table[kind][(step, age - 1) if age else step] = errors
+
+    def fill(self, known: Collection[int]) -> None:
+        """Errors of candidates that were scored at the `known` steps alone, at the steps between them."""
+        for table in (self.pair, self.lone):
+            for kind, errors in table.items():
+                if isinstance(kind, Candidate) and kind.passes_alone:
+                    table[kind] = _between(errors, known, aged=kind.anchored)
+
+
+def _between(errors: np.ndarray, known: Collection[int], aged: bool) -> np.ndarray:
+    """[T, ...] with every step from the nearest known ones; what is older than the run stays infinite."""
+    filled = errors.copy()
+    for step in set(range(len(errors))) - set(known):
+        before = errors[max(k for k in known if k < step)]
+        after = errors[min(k for k in known if k > step)]
+        with np.errstate(invalid="ignore"):
+            middle = np.sqrt(before * after)
+        filled[step] = np.where(np.isfinite(middle), middle, np.where(np.isfinite(after), after, before))
+        if aged:
+            filled[step, step:] = np.inf  # index 0 is age 1
+    return filled
 
 
 def _name(kind: Kind) -> str:

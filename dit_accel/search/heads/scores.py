@@ -10,7 +10,7 @@ the latents that the plan leads to.
 import dataclasses
 import functools
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,6 +36,13 @@ from dit_accel.visit import AttentionVisit
 from dit_accel_kernels.block_attention import Kind as OpKind
 
 NAMES = ("cond", "uncond")
+EVERY = 2  # steps; what needs a pass of its own (tails, coresets) is scored at one of so many
+
+
+@functools.cache
+def sampled(steps: int) -> frozenset[int]:
+    """The steps at which what needs a pass of its own is scored."""
+    return frozenset({*range(0, steps, EVERY), steps - 1})
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ class Passed:
     """What a step left behind: [B, N, H, d] each, and the log-sum-exp [B, N, H] of a far part."""
 
     out: Split
+    near: dict[Near, Split]
     far: dict[Near, tuple[Tensor, Tensor]]
     missed: dict[Near, Split]
 
@@ -67,11 +75,9 @@ class Layer:
             return visit.dense()
         if step == 0:
             self.past[branch].clear()
-        if step % 4 == 0:
-            self._timed("dense", visit.dense)
-        full = self._timed(FULL, functools.partial(_full, visit))
+        full = self._timed(FULL, functools.partial(full_of, visit))
         older = list(reversed(self.past[branch]))[: self.ages]
-        passed = Passed(self.rows.split(visit, full), {}, {})
+        passed = Passed(self.rows.split(visit, full), {}, {}, {})
         wrongs: Wrongs = {(REUSE, age): old.out - passed.out for age, old in enumerate(older, 1)}
         for candidate in self.menu:
             if candidate in self.noted.refused:
@@ -101,18 +107,27 @@ class Layer:
         older: Sequence[Passed],
         wrongs: Wrongs,
     ) -> None:
-        if not candidate.anchored:
-            out = self._timed(candidate.name, functools.partial(candidate.build().attend, visit))
-            wrongs[candidate, 0] = self.rows.split(visit, out) - passed.out
+        if candidate.method == "coreset":
+            if visit.step in sampled(len(self.felt)):
+                out = self._timed(candidate.name, functools.partial(candidate.build().attend, visit))
+                wrongs[candidate, 0] = self.rows.split(visit, out) - passed.out
+        elif candidate.method == "brick":
+            check(visit, candidate.near, OpKind.ATTEND)
+            wrongs[candidate, 0] = self._near(candidate, visit, passed) - passed.out
         elif candidate.method == "tail":
             self._tail(candidate, visit, passed, older, wrongs)
         else:
             check(visit, candidate.near, OpKind.ADD)
-            run = functools.partial(visit.attend_blocks, Part(candidate.near))
-            near = self._timed(candidate.name, run)
-            passed.missed[candidate.near] = passed.out - self.rows.split(visit, near)
+            passed.missed[candidate.near] = passed.out - self._near(candidate, visit, passed)
             for age, old in enumerate(older, 1):
                 wrongs[candidate, age] = old.missed[candidate.near] - passed.missed[candidate.near]
+
+    def _near(self, candidate: Candidate, visit: AttentionVisit, passed: Passed) -> Split:
+        """What a near set alone gives, once for all that begin with it."""
+        if candidate.near not in passed.near:
+            run = functools.partial(visit.attend_blocks, Part(candidate.near))
+            passed.near[candidate.near] = self.rows.split(visit, self._timed(candidate.name, run))
+        return passed.near[candidate.near]
 
     def _tail(
         self,
@@ -133,6 +148,8 @@ class Layer:
         emit = Part(near, OpKind.EMIT_TAIL, keep=keep)
         self._timed(f"anchor {candidate.name}", functools.partial(visit.attend_blocks, emit))
         passed.far[near] = left[0]
+        if visit.step not in sampled(len(self.felt)):
+            return
         for age, old in enumerate(older, 1):
             part = Part(near, OpKind.MERGE, *old.far[near])
             out = self._timed(candidate.name, functools.partial(visit.attend_blocks, part))
@@ -160,7 +177,7 @@ class Layer:
         self.noted.shared[step, age - 1] = felt.pair(self.rows, nothing, wrong, "of_all")
 
 
-def _full(visit: AttentionVisit) -> Tensor:
+def full_of(visit: AttentionVisit) -> Tensor:
     """Full attention through the fastest backend."""
     try:
         return Full(backend="auto").attend(visit)
@@ -211,7 +228,9 @@ def run_scored(
             assert session.at is not None
             return session.at.step
 
-        scoring = _scoring_plan(session.denoisers, layers, levels, step_of)
+        scoring = stands(
+            session.denoisers, layers, levels, lambda key, branch: Scorer(layers[key], branch, step_of)
+        )
         planned: list[Plan] = []
 
         def answer(component: str, arguments: Arguments) -> Any:
@@ -233,18 +252,19 @@ def _in_bricks(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, choices=choices, attention=attention)
 
 
-def _scoring_plan(
+def stands(
     denoisers: Mapping[str, Any],
-    layers: Mapping[Key, Layer],
+    keys: Iterable[Key],
     levels: Sequence[float],
-    step_of: Callable[[], int],
+    method: Callable[[Key, str], Any],
 ) -> Plan:
+    """The plan in which a method stands at some attentions, at every step: `method(key, branch)`."""
     tracks = {}
-    for (component, site), layer in layers.items():
-        heads = denoisers[component].attention[site]
-        rows = {}
-        for branch in NAMES:
-            scorer = Scorer(layer, branch, step_of)
-            rows[branch] = (Entry("." * heads, ((scorer, tuple(range(heads))),), {}),) * len(levels)
-        tracks[component, site] = Track(rows, 0)
+    for key in keys:
+        heads = denoisers[key[0]].attention[key[1]]
+        rows = {
+            branch: (Entry("." * heads, ((method(key, branch), tuple(range(heads))),), {}),) * len(levels)
+            for branch in NAMES
+        }
+        tracks[key] = Track(rows, 0)
     return Plan(tracks, {}, {}, tuple(levels), {}, ())

@@ -17,18 +17,19 @@ from dit_accel.generate import generate
 from dit_accel.plan import Key
 from dit_accel.recipe import Recipe
 from dit_accel.search.goal import Goal, Measured
-from dit_accel.search.heads import measuring
+from dit_accel.search.heads import measuring, timing
 from dit_accel.search.heads.candidates import menu
-from dit_accel.search.heads.measuring import Dense
 from dit_accel.search.heads.noted import Noted
 from dit_accel.search.heads.planning import PipelinePlan, Planner
-from dit_accel.search.heads.repair import blame
+from dit_accel.search.heads.repair import blame, ranges_of
 from dit_accel.search.heads.segments import LayerPlan, LayerTable
 from dit_accel.search.heads.state import Arrays, State
 from dit_accel.search.heads.storing import bytes_of
 from dit_accel.search.heads.tables import full_is_faster, layer_table
+from dit_accel.search.heads.timing import ModuleSeconds, Seconds
 from dit_accel.search.heads.writing import recipe_of
 from dit_accel.search.subject import Subject
+from dit_accel.stages import now
 
 AGES = 4  # the oldest value that a head or a module may answer with, in steps
 CLOSE = 1.03  # a speedup so near to the goal is not looked for any closer
@@ -45,14 +46,14 @@ class Tried:
 
 @dataclass
 class PlanSearch:
-    """One search. `ended` says that only verification still fits into the budget."""
+    """One search. `left` tells the seconds that remain besides those of verification."""
 
     subject: Subject
     goal: Goal
     state: State
     watch: Watch
     tell: Callable[[str], None]
-    ended: Callable[[], bool]
+    left: Callable[[], float]
     timed: Callable[[float], None] = lambda seconds: None  # hears what a dense generation takes
     memory_gb: float | None = None
     ages: int = AGES
@@ -79,24 +80,27 @@ class PlanSearch:
         stages = 2 + 2 * len(jobs)
         self.watch.generation(0, stages, "the dense pipeline")
         dense = self.state.once("dense", self._dense)
-        modules = {key: float(dense[_told(key)][0]) for key in self.layers}
-        self.dense = Dense(float(dense["seconds"][0]), modules)
-        self.timed(self.dense.seconds)
+        modules = {key: ModuleSeconds(*dense[_told(key)].tolist()) for key in self.layers}
+        self.seconds = Seconds(float(dense["seconds"][0]), modules)
+        self.timed(self.seconds.whole)
+        self.backend = self._through_a_backend()
         self.watch.generation(1, stages, "how attention errors are felt")
         felt = self.state.once("felt", self._felt)
         channels = {key: _channels(felt, key) for key in self.layers}
         self.noted: list[dict[Key, Noted]] = []
         weights = []
+        took = 0.0
         for number, job in enumerate(jobs):
-            if number and self.ended():
+            began = now()
+            if number and self.left() < took + self._trying(number, self.seconds.whole):
                 self.tell(f"the budget ended: the plan is made of {number} of {len(jobs)} prompts")
                 break
             self.watch.generation(2 + 2 * number, stages, f"every choice, on {job.prompt!r}")
             self.noted.append(self._scores(number, job, channels))
             self.watch.generation(3 + 2 * number, stages, f"what errors come to, on {job.prompt!r}")
             weights.append(self._weights(number, job))
+            took = max(took, now() - began)
         self.weights = np.stack(weights)
-        self.backend = self._through_a_backend()
         exact = float(self.state.once("exact", self._exact)["speedup"][0])
         self.tell(f"the dense kernel alone: {exact:.2f}x")
         for reason in sorted(
@@ -108,8 +112,8 @@ class PlanSearch:
         """The layers whose full attention is faster through a backend: all of a kind, or none."""
         own = self.subject.layers()
         kinds = own, [key for key in self.layers if key not in own]
-        timed = {tuple(kind): [each[key] for key in kind for each in self.noted] for kind in kinds}
-        return frozenset(key for kind, noted in timed.items() if full_is_faster(noted) for key in kind)
+        timed = {tuple(kind): [self.seconds.modules[key] for key in kind] for kind in kinds}
+        return frozenset(key for kind, seconds in timed.items() if full_is_faster(seconds) for key in kind)
 
     def _exact(self) -> Arrays:
         """What the pipeline gains with everything full, through a backend where that is faster."""
@@ -123,9 +127,9 @@ class PlanSearch:
         return {"speedup": np.array([result.speedup()])}
 
     def _dense(self) -> Arrays:
-        dense = measuring.measure_dense(self.subject)
-        return {"seconds": np.array([dense.seconds])} | {
-            _told(key): np.array([seconds]) for key, seconds in dense.module.items()
+        found = timing.measure(self.subject)
+        return {"seconds": np.array([found.whole])} | {
+            _told(key): np.array([each.around, each.dense, each.full]) for key, each in found.modules.items()
         }
 
     def _felt(self) -> Arrays:
@@ -157,7 +161,9 @@ class PlanSearch:
         noted = self.noted[number]
         return self.state.once(
             f"weights {number}",
-            lambda: {"steps": measuring.step_weights(self.subject, job, noted, self.watch.step)},
+            lambda: {
+                "steps": measuring.step_weights(self.subject, job, noted, self.backend, self.watch.step)
+            },
         )["steps"]
 
     # ---- plans
@@ -165,16 +171,12 @@ class PlanSearch:
     def planner(self, steps: np.ndarray, layers: Mapping[Key, float]) -> Planner:
         """A planner whose errors are scaled by step [T] and by layer."""
         tables: dict[Key, LayerTable] = {}
-        rest = self.dense.seconds
         for key in self.layers:
             noted = [each[key] for each in self.noted]
-            dense = float(np.median([s for each in noted for s in each.seconds["dense"]]))
-            around = max(self.dense.module[key] - dense, 0.0)
-            rest -= 2 * len(self.subject.levels) * self.dense.module[key]
             weights = self.weights * steps * layers.get(key, 1.0)
-            tables[key] = layer_table(noted, weights, around, key in self.backend)
+            tables[key] = layer_table(noted, weights, self.seconds.modules[key], key in self.backend)
         limit = math.inf if self.memory_gb is None else self.memory_gb * 2**30
-        return Planner(tables, max(rest, 0.0), limit, self._bytes)
+        return Planner(tables, self.seconds.rest(2 * len(self.subject.levels)), limit, self._bytes)
 
     def _bytes(self, key: Key, plan: LayerPlan) -> int:
         subject = self.subject
@@ -200,9 +202,12 @@ class PlanSearch:
             plan = self._aim(planner)
             tried = self._try(plan, number)
             self.tried.append(tried)
-            if self.ended():
+            again = self._trying(len(self.noted), plan.seconds)
+            if self.left() < again:
                 break
-            if number % 2 == 0 and number + 1 < self.tries and plan.error > 0:
+            parts = len(ranges_of(len(factors))) + len(self.layers) + 1
+            repairs = number % 2 == 0 and number + 1 < self.tries and plan.error > 0
+            if repairs and self.left() > again + parts * plan.seconds:
                 self.watch.generation(number, self.tries, "where the error comes from")
                 # another prompt each time: what one of them forgives the next may not
                 job = self.subject.jobs[number // 2 % len(self.noted)]
@@ -210,15 +215,19 @@ class PlanSearch:
                 factors, layers = factors * by_step, {k: layers[k] * by_layer[k] for k in layers}
         return self.best()
 
+    def _trying(self, prompts: int, seconds: float) -> float:
+        """What it takes to generate with a plan of so many seconds, beside dense, with as much to warm up."""
+        return (prompts + 1) * (self.seconds.whole + seconds)
+
     def _aim(self, planner: Planner) -> PipelinePlan:
         """The plan that should reach the goal, by what earlier tries came to."""
         if self.goal.kind == "speedup":
             # how many times slower generations were than foretold
             ratios = [
-                self.dense.seconds / each.measured["speedup"] / each.plan.seconds for each in self.tried
+                self.seconds.whole / each.measured["speedup"] / each.plan.seconds for each in self.tried
             ]
             slower = float(np.median(ratios)) if ratios else 1.0
-            return planner.within_seconds(self.dense.seconds / (self.goal.value * CLOSE) / slower)
+            return planner.within_seconds(self.seconds.whole / (self.goal.value * CLOSE) / slower)
         if self.goal.kind == "delta":
             return planner.within_error(self.goal.value * self._power())
         wanted = self._mse_sum(self.goal.value)
@@ -257,7 +266,7 @@ class PlanSearch:
         predicted = -10 * math.log10(max(plan.error, 1e-12) / self._mse_sum(0.0))
         self.tell(
             f"plan {number + 1}: {measured['speedup']:.2f}x, {psnr:.1f} dB "
-            f"(predicted {self.dense.seconds / plan.seconds:.2f}x, {predicted:.1f} dB)"
+            f"(predicted {self.seconds.whole / plan.seconds:.2f}x, {predicted:.1f} dB)"
         )
         return Tried(recipe, plan, measured)
 

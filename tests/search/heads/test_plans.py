@@ -1,5 +1,7 @@
 """Plans of the whole pipeline: goals by one price, recipes that run as planned, blame, and the state file."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ from dit_accel.search.heads.state import State
 from dit_accel.search.heads.storing import bytes_of
 from dit_accel.search.heads.writing import recipe_of
 from dit_accel.search.subject import look
-from tests.search.conftest import JOBS, never
+from tests.search.conftest import JOBS
 from tests.search.heads.test_scores import LARGER, SITE
 from tests.search.heads.test_segments import table
 
@@ -183,7 +185,7 @@ def test_steps_that_are_made_full_still_feed_later_ones():
 def searching(made, tmp_path, **more):
     subject = look(made.model, JOBS[:1], made.arguments)
     state = State(tmp_path / "plan.state.safetensors", {"model": "tiny"})
-    return PlanSearch(subject, Goal("speedup", 1.6), state, Silent(), [].append, never, **more)
+    return PlanSearch(subject, Goal("speedup", 1.6), state, Silent(), [].append, lambda: math.inf, **more)
 
 
 @pytest.mark.parametrize("case", SITE)
