@@ -73,12 +73,25 @@ class Noted:
         """Errors [H] of a kind."""
         table[kind][(step, age - 1) if age else step] = errors
 
+    def scale(self, factors: np.ndarray) -> None:
+        """Multiply the errors of every step by a factor [T]."""
+        for tables in (self.pair, self.lone):
+            for kind, errors in tables.items():
+                tables[kind] = _by_step(errors, factors)
+        self.share, self.module, self.shared = (
+            _by_step(each, factors) for each in (self.share, self.module, self.shared)
+        )
+
     def fill(self, known: Collection[int]) -> None:
         """Errors of candidates that were scored at the `known` steps alone, at the steps between them."""
         for table in (self.pair, self.lone):
             for kind, errors in table.items():
                 if isinstance(kind, Candidate) and kind.passes_alone:
                     table[kind] = _between(errors, known, aged=kind.anchored)
+
+
+def _by_step(errors: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    return errors * factors.reshape(-1, *[1] * (errors.ndim - 1))
 
 
 def _between(errors: np.ndarray, known: Collection[int], aged: bool) -> np.ndarray:

@@ -17,7 +17,7 @@ from dit_accel.generate import generate
 from dit_accel.plan import Key
 from dit_accel.recipe import Recipe
 from dit_accel.search.goal import Goal, Measured
-from dit_accel.search.heads import measuring, timing
+from dit_accel.search.heads import gains, measuring, probes, timing
 from dit_accel.search.heads.candidates import menu
 from dit_accel.search.heads.noted import Noted
 from dit_accel.search.heads.planning import PipelinePlan, Planner
@@ -32,6 +32,7 @@ from dit_accel.search.subject import Subject
 from dit_accel.stages import now
 
 AGES = 4  # the oldest value that a head or a module may answer with, in steps
+SLOWER = 0.9, 1.25  # than foretold: what is farther off is another program that ran at the time
 CLOSE = 1.03  # a speedup so near to the goal is not looked for any closer
 
 
@@ -89,14 +90,19 @@ class PlanSearch:
         channels = {key: _channels(felt, key) for key in self.layers}
         self.noted: list[dict[Key, Noted]] = []
         weights = []
-        took = 0.0
+        took, factors = 0.0, dict[Key, np.ndarray]()
         for number, job in enumerate(jobs):
             began = now()
             if number and self.left() < took + self._trying(number, self.seconds.whole):
                 self.tell(f"the budget ended: the plan is made of {number} of {len(jobs)} prompts")
                 break
             self.watch.generation(2 + 2 * number, stages, f"every choice, on {job.prompt!r}")
-            self.noted.append(self._scores(number, job, channels))
+            noted = self._scores(number, job, channels)
+            if not number:
+                factors = self._gains(job, noted)
+            for key, each in noted.items():
+                each.scale(factors[key])
+            self.noted.append(noted)
             self.watch.generation(3 + 2 * number, stages, f"what errors come to, on {job.prompt!r}")
             weights.append(self._weights(number, job))
             took = max(took, now() - began)
@@ -157,13 +163,18 @@ class PlanSearch:
         near = self.subject.layers()  # the others have no menu
         return {key: Noted.read(own, self.menu if key in near else ()) for key, own in found.items()}
 
+    def _gains(self, job: Job, noted: Mapping[Key, Noted]) -> dict[Key, np.ndarray]:
+        def measure() -> Arrays:
+            return {_told(key): each for key, each in gains.measure(self.subject, job, noted).items()}
+
+        arrays = self.state.once("gains", measure)
+        return {key: arrays[_told(key)] for key in self.layers}
+
     def _weights(self, number: int, job: Job) -> np.ndarray:
         noted = self.noted[number]
         return self.state.once(
             f"weights {number}",
-            lambda: {
-                "steps": measuring.step_weights(self.subject, job, noted, self.backend, self.watch.step)
-            },
+            lambda: {"steps": probes.step_weights(self.subject, job, noted, self.backend, self.watch.step)},
         )["steps"]
 
     # ---- plans
@@ -226,7 +237,7 @@ class PlanSearch:
             ratios = [
                 self.seconds.whole / each.measured["speedup"] / each.plan.seconds for each in self.tried
             ]
-            slower = float(np.median(ratios)) if ratios else 1.0
+            slower = float(np.clip(np.median(ratios), *SLOWER)) if ratios else 1.0
             return planner.within_seconds(self.seconds.whole / (self.goal.value * CLOSE) / slower)
         if self.goal.kind == "delta":
             return planner.within_error(self.goal.value * self._power())

@@ -5,7 +5,7 @@ import pytest
 
 from dit_accel import api
 from dit_accel.generate import generate
-from dit_accel.search.heads import measuring
+from dit_accel.search.heads import measuring, probes
 from dit_accel.search.heads.replay import Replay
 from dit_accel.search.subject import denoisers_of, look
 from tests.search.conftest import JOBS
@@ -24,7 +24,7 @@ def test_a_replayed_beginning_changes_nothing_but_the_work(case, tiny):
     hook = block.register_forward_hook(lambda *given: ran.append(1))
     try:
         for step in (1, 4, 8):
-            recipe = measuring.reusing_at(subject, step)
+            recipe = probes.reusing_at(subject, step, subject.layers())
             with api.accelerated(made.model.pipe, recipe):
                 wanted = generate(*call).frames
             ran.clear()
@@ -44,11 +44,11 @@ def test_a_step_weighs_what_the_frames_moved_by_over_what_was_scored(tiny):
     subject = look(made.model, JOBS[:1], made.arguments)
     job = JOBS[0]
     noted = measuring.score(subject, (), 2, measuring.look_at_attention(subject), job)
-    weights = measuring.step_weights(subject, job, noted)
+    weights = probes.step_weights(subject, job, noted)
     dense = generate(made.model, job.prompt, made.arguments, job.seed).frames
     for step in (1, 6, 8):
-        assert step in measuring.probed_at(9)
-        with api.accelerated(made.model.pipe, measuring.reusing_at(subject, step)):
+        assert step in probes.probed_at(9)
+        with api.accelerated(made.model.pipe, probes.reusing_at(subject, step, subject.layers())):
             frames = generate(made.model, job.prompt, made.arguments, job.seed).frames
         moved = float(np.square(frames.astype(float) - dense).sum())
         scored = sum(noted[key].module[step, 0] for key in subject.layers())
@@ -57,8 +57,8 @@ def test_a_step_weighs_what_the_frames_moved_by_over_what_was_scored(tiny):
 
 
 def test_steps_are_probed_most_closely_at_the_end():
-    assert measuring.probed_at(5) == [1, 2, 3, 4]
+    assert probes.probed_at(5) == [1, 2, 3, 4]
     for steps in (12, 20, 50):
-        gaps = np.diff(measuring.probed_at(steps))
+        gaps = np.diff(probes.probed_at(steps))
         assert gaps[-1] == 1 and (np.diff(gaps) <= 0).all()
-        assert measuring.probed_at(steps)[0] == 1 and measuring.probed_at(steps)[-1] == steps - 1
+        assert probes.probed_at(steps)[0] == 1 and probes.probed_at(steps)[-1] == steps - 1

@@ -10,7 +10,7 @@ from dit_accel.generate import generate
 from dit_accel.plan import Plan
 from dit_accel.recipe import Recipe
 from dit_accel.search.heads import felt as weighing
-from dit_accel.search.heads import measuring
+from dit_accel.search.heads import measuring, probes
 from dit_accel.search.heads.candidates import Candidate, menu, near_sets
 from dit_accel.search.heads.noted import Noted
 from dit_accel.search.heads.segments import REUSE
@@ -196,7 +196,7 @@ def test_scoring_along_a_recipe_answers_with_the_recipe(tiny):
     made = tiny("wan")
     subject = look(made.model, JOBS[:1], made.arguments)
     felt = measuring.look_at_attention(subject)
-    recipe = measuring.reusing_at(subject, 4)
+    recipe = probes.reusing_at(subject, 4, subject.layers())
     frames = []
     real = measuring.generate
     try:
