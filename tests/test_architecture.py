@@ -26,7 +26,7 @@ LAYERS = (
     {"errors"},
     {"registry", "recipe", "scenes"},
     {"bricks", "compat", "families", "inventory", "memory", "run_report", "sites", "timeline", "tracker"},
-    {"plan"},
+    {"plan", "work"},
     {"session"},
     {"block_heads", "buckets", "units", "visit"},
     {"methods", "predict", "proxy", "spans"},

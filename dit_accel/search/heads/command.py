@@ -19,6 +19,8 @@ from dit_accel.search.pursuit import VERIFYING, Clock
 from dit_accel.search.subject import check_memory, look
 from dit_accel.search.trajectory import guidance_of
 
+MEASURED = 2  # what a state file holds; one that was measured otherwise is refused
+
 
 def open_search(
     model: Model, arguments: Mapping[str, Any], ending: Ending, goal: Goal, clock: Clock, file: Path,
@@ -31,7 +33,9 @@ def open_search(
     subject = look(model, ending.calibration, arguments, settings.get("sites", ()))
     guidance_of(model, subject.family, arguments)
     memory_gb = settings.get("memory_gb")
-    state = State(file.with_suffix(".state.safetensors"), asked_of(subject) | {"method": "plan"})
+    state = State(
+        file.with_suffix(".state.safetensors"), asked_of(subject) | {"method": "plan", "measured": MEASURED}
+    )
     search = PlanSearch(
         subject,
         goal,

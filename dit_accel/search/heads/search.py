@@ -6,7 +6,7 @@ Source: ours. Sensitivity-weighted projected errors in place of an equal thresho
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,19 +17,16 @@ from dit_accel.generate import generate
 from dit_accel.plan import Key
 from dit_accel.recipe import Recipe
 from dit_accel.search.goal import Goal, Measured
-from dit_accel.search.heads import gains, measuring, probes, timing
 from dit_accel.search.heads.candidates import menu
-from dit_accel.search.heads.noted import Noted
 from dit_accel.search.heads.planning import PipelinePlan, Planner
 from dit_accel.search.heads.repair import blame, ranges_of
 from dit_accel.search.heads.segments import LayerPlan, LayerTable
 from dit_accel.search.heads.state import Arrays, State
 from dit_accel.search.heads.storing import bytes_of
-from dit_accel.search.heads.tables import full_is_faster, layer_table
-from dit_accel.search.heads.timing import ModuleSeconds, Seconds
+from dit_accel.search.heads.survey import Survey
+from dit_accel.search.heads.tables import layer_table
 from dit_accel.search.heads.writing import recipe_of
 from dit_accel.search.subject import Subject
-from dit_accel.stages import now
 
 AGES = 4  # the oldest value that a head or a module may answer with, in steps
 SLOWER = 0.9, 1.25  # than foretold: what is farther off is another program that ran at the time
@@ -65,6 +62,7 @@ class PlanSearch:
     def __post_init__(self) -> None:
         self.menu = menu(self.subject.grid, self.subject.text)
         self.layers = self.subject.all_attention()
+        self.survey = Survey(self.subject, self.menu, self.ages, self.state, self.watch, self._fits)
 
     def stored_bytes(self) -> int:
         """What a search keeps at most: far parts of every near set, and some rows of outputs, by age."""
@@ -77,53 +75,23 @@ class PlanSearch:
 
     def measure(self) -> None:
         """All measurements that the plans are made of; those of an interrupted search are kept."""
-        jobs = self.subject.jobs
-        stages = 2 + 2 * len(jobs)
-        self.watch.generation(0, stages, "the dense pipeline")
-        dense = self.state.once("dense", self._dense)
-        modules = {key: ModuleSeconds(*dense[_told(key)].tolist()) for key in self.layers}
-        self.seconds = Seconds(float(dense["seconds"][0]), modules)
-        self.timed(self.seconds.whole)
-        self.backend = self._through_a_backend()
-        self.watch.generation(1, stages, "how attention errors are felt")
-        felt = self.state.once("felt", self._felt)
-        channels = {key: _channels(felt, key) for key in self.layers}
-        self.noted: list[dict[Key, Noted]] = []
-        weights = []
-        took, factors = 0.0, dict[Key, np.ndarray]()
-        for number, job in enumerate(jobs):
-            began = now()
-            if number and self.left() < took + self._trying(number, self.seconds.whole):
-                self.tell(f"the budget ended: the plan is made of {number} of {len(jobs)} prompts")
-                break
-            self.watch.generation(2 + 2 * number, stages, f"every choice, on {job.prompt!r}")
-            noted = self._scores(number, job, channels)
-            if not number:
-                factors = self._gains(job, noted)
-            for key, each in noted.items():
-                each.scale(factors[key])
-            self.noted.append(noted)
-            self.watch.generation(3 + 2 * number, stages, f"what errors come to, on {job.prompt!r}")
-            weights.append(self._weights(number, job))
-            took = max(took, now() - began)
-        self.weights = np.stack(weights)
+        self.survey.take_seconds()
+        self.timed(self.survey.seconds.whole)
+        self.survey.take_errors()
+        if len(self.survey.noted) < len(self.subject.jobs):
+            found = f"{len(self.survey.noted)} of {len(self.subject.jobs)} prompts"
+            self.tell(f"the budget ended: the plan is made of {found}")
         exact = float(self.state.once("exact", self._exact)["speedup"][0])
         self.tell(f"the dense kernel alone: {exact:.2f}x")
-        for reason in sorted(
-            {why for each in self.noted for n in each.values() for why in n.refused.values()}
-        ):
+        for reason in self.survey.refused:
             self.tell(f"left out of the menu: {reason}")
 
-    def _through_a_backend(self) -> frozenset[Key]:
-        """The layers whose full attention is faster through a backend: all of a kind, or none."""
-        own = self.subject.layers()
-        kinds = own, [key for key in self.layers if key not in own]
-        timed = {tuple(kind): [self.seconds.modules[key] for key in kind] for kind in kinds}
-        return frozenset(key for kind, seconds in timed.items() if full_is_faster(seconds) for key in kind)
+    def _fits(self, prompts: int, seconds: float) -> bool:
+        return self.left() > seconds + self._trying(prompts, self.survey.seconds.whole)
 
     def _exact(self) -> Arrays:
         """What the pipeline gains with everything full, through a backend where that is faster."""
-        if not self.backend:
+        if not self.survey.backend:
             return {"speedup": np.ones(1)}
         subject = self.subject
         steps = len(subject.levels)
@@ -132,62 +100,19 @@ class PlanSearch:
         result = compare(subject.model, self.recipe(plans), jobs, subject.arguments, quiet)
         return {"speedup": np.array([result.speedup()])}
 
-    def _dense(self) -> Arrays:
-        found = timing.measure(self.subject)
-        return {"seconds": np.array([found.whole])} | {
-            _told(key): np.array([each.around, each.dense, each.full]) for key, each in found.modules.items()
-        }
-
-    def _felt(self) -> Arrays:
-        felt = measuring.look_at_attention(self.subject)
-        return {
-            f"{_told(key)} {stream}": np.stack([channels[stream] for channels in of])
-            for key, of in felt.items()
-            for stream in range(len(of[0]))
-        }
-
-    def _scores(
-        self, number: int, job: Job, channels: Mapping[Key, Sequence[measuring.Channels]]
-    ) -> dict[Key, Noted]:
-        def measure() -> Arrays:
-            noted = measuring.score(self.subject, self.menu, self.ages, channels, job, told=self.watch.step)
-            return {
-                f"{_told(key)}: {name}": a for key, each in noted.items() for name, a in each.arrays().items()
-            }
-
-        arrays = self.state.once(f"scores {number}", measure)
-        found: dict[Key, Arrays] = {key: {} for key in self.layers}
-        for key, own in found.items():
-            mark = f"{_told(key)}: "
-            own.update({name.removeprefix(mark): a for name, a in arrays.items() if name.startswith(mark)})
-        near = self.subject.layers()  # the others have no menu
-        return {key: Noted.read(own, self.menu if key in near else ()) for key, own in found.items()}
-
-    def _gains(self, job: Job, noted: Mapping[Key, Noted]) -> dict[Key, np.ndarray]:
-        def measure() -> Arrays:
-            return {_told(key): each for key, each in gains.measure(self.subject, job, noted).items()}
-
-        arrays = self.state.once("gains", measure)
-        return {key: arrays[_told(key)] for key in self.layers}
-
-    def _weights(self, number: int, job: Job) -> np.ndarray:
-        noted = self.noted[number]
-        return self.state.once(
-            f"weights {number}",
-            lambda: {"steps": probes.step_weights(self.subject, job, noted, self.backend, self.watch.step)},
-        )["steps"]
-
     # ---- plans
 
     def planner(self, steps: np.ndarray, layers: Mapping[Key, float]) -> Planner:
         """A planner whose errors are scaled by step [T] and by layer."""
         tables: dict[Key, LayerTable] = {}
         for key in self.layers:
-            noted = [each[key] for each in self.noted]
-            weights = self.weights * steps * layers.get(key, 1.0)
-            tables[key] = layer_table(noted, weights, self.seconds.modules[key], key in self.backend)
+            noted = [each[key] for each in self.survey.noted]
+            weights = self.survey.weights * steps * layers.get(key, 1.0)
+            tables[key] = layer_table(
+                noted, weights, self.survey.seconds.modules[key], key in self.survey.backend
+            )
         limit = math.inf if self.memory_gb is None else self.memory_gb * 2**30
-        return Planner(tables, self.seconds.rest(2 * len(self.subject.levels)), limit, self._bytes)
+        return Planner(tables, self.survey.seconds.rest(2 * len(self.subject.levels)), limit, self._bytes)
 
     def _bytes(self, key: Key, plan: LayerPlan) -> int:
         subject = self.subject
@@ -199,7 +124,7 @@ class PlanSearch:
         """The recipe of some layers' plans."""
         subject = self.subject
         return recipe_of(
-            layers, subject.levels, self.ages, self.backend, subject.made_for, name, self.memory_gb
+            layers, subject.levels, self.ages, self.survey.backend, subject.made_for, name, self.memory_gb
         )
 
     # ---- the search
@@ -213,7 +138,7 @@ class PlanSearch:
             plan = self._aim(planner)
             tried = self._try(plan, number)
             self.tried.append(tried)
-            again = self._trying(len(self.noted), plan.seconds)
+            again = self._trying(len(self.survey.noted), plan.seconds)
             if self.left() < again:
                 break
             parts = len(ranges_of(len(factors))) + len(self.layers) + 1
@@ -221,24 +146,25 @@ class PlanSearch:
             if repairs and self.left() > again + parts * plan.seconds:
                 self.watch.generation(number, self.tries, "where the error comes from")
                 # another prompt each time: what one of them forgives the next may not
-                job = self.subject.jobs[number // 2 % len(self.noted)]
+                job = self.subject.jobs[number // 2 % len(self.survey.noted)]
                 by_step, by_layer = blame(plan, len(factors), functools.partial(self._error, job))
                 factors, layers = factors * by_step, {k: layers[k] * by_layer[k] for k in layers}
         return self.best()
 
     def _trying(self, prompts: int, seconds: float) -> float:
         """What it takes to generate with a plan of so many seconds, beside dense, with as much to warm up."""
-        return (prompts + 1) * (self.seconds.whole + seconds)
+        return (prompts + 1) * (self.survey.seconds.whole + seconds)
 
     def _aim(self, planner: Planner) -> PipelinePlan:
         """The plan that should reach the goal, by what earlier tries came to."""
         if self.goal.kind == "speedup":
             # how many times slower generations were than foretold
             ratios = [
-                self.seconds.whole / each.measured["speedup"] / each.plan.seconds for each in self.tried
+                self.survey.seconds.whole / each.measured["speedup"] / each.plan.seconds
+                for each in self.tried
             ]
             slower = float(np.clip(np.median(ratios), *SLOWER)) if ratios else 1.0
-            return planner.within_seconds(self.seconds.whole / (self.goal.value * CLOSE) / slower)
+            return planner.within_seconds(self.survey.seconds.whole / (self.goal.value * CLOSE) / slower)
         if self.goal.kind == "delta":
             return planner.within_error(self.goal.value * self._power())
         wanted = self._mse_sum(self.goal.value)
@@ -277,7 +203,7 @@ class PlanSearch:
         predicted = -10 * math.log10(max(plan.error, 1e-12) / self._mse_sum(0.0))
         self.tell(
             f"plan {number + 1}: {measured['speedup']:.2f}x, {psnr:.1f} dB "
-            f"(predicted {self.seconds.whole / plan.seconds:.2f}x, {predicted:.1f} dB)"
+            f"(predicted {self.survey.seconds.whole / plan.seconds:.2f}x, {predicted:.1f} dB)"
         )
         return Tried(recipe, plan, measured)
 
@@ -287,12 +213,3 @@ class PlanSearch:
             return self.tried[-1]
         tried = {float(number): each.measured for number, each in enumerate(self.tried)}
         return self.tried[int(self.goal.best(tried))]
-
-
-def _told(key: Key) -> str:
-    return f"{key[0]}.{key[1]}"
-
-
-def _channels(felt: Arrays, key: Key) -> list[measuring.Channels]:
-    own = [felt[f"{_told(key)} {stream}"] for stream in range(2) if f"{_told(key)} {stream}" in felt]
-    return [tuple(table[step] for table in own) for step in range(len(own[0]))]

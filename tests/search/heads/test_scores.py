@@ -10,7 +10,7 @@ from dit_accel.generate import generate
 from dit_accel.plan import Plan
 from dit_accel.recipe import Recipe
 from dit_accel.search.heads import felt as weighing
-from dit_accel.search.heads import measuring, probes
+from dit_accel.search.heads import measuring, probes, scores
 from dit_accel.search.heads.candidates import Candidate, menu, near_sets
 from dit_accel.search.heads.noted import Noted
 from dit_accel.search.heads.segments import REUSE
@@ -211,3 +211,26 @@ def test_scoring_along_a_recipe_answers_with_the_recipe(tiny):
     key = "transformer", SITE["wan"]
     assert np.allclose(along[key].module[4], dense[key].module[4])  # the same latents up to here
     assert not np.allclose(along[key].module[6, 0], dense[key].module[6, 0], rtol=1e-6)
+
+
+def test_steps_between_those_scored_are_interpolated(tiny, monkeypatch):
+    """Tails and coresets are scored at one step of two; what is too old stays infinite."""
+    made = tiny("wan", **LARGER["wan"])
+    chosen = [each for each in menu(made.look().grid) if each.passes_alone]
+    assert {each.method for each in chosen} == {"tail", "coreset"}
+    monkeypatch.setattr(scores, "EARLY", 0)
+    scores.sampled.cache_clear()
+    try:
+        _, _, noted = scored(made, chosen)
+        assert sorted(scores.sampled(9)) == [0, 2, 4, 6, 8]
+    finally:
+        scores.sampled.cache_clear()
+    one = noted["transformer", SITE["wan"]]
+    for table in (one.pair, one.lone):
+        for kind in chosen:
+            errors = table[kind]
+            ages = slice(0, 2) if kind.anchored else slice(None)
+            middle = np.sqrt(errors[4, ages] * errors[6, ages])
+            assert np.allclose(errors[5, ages], middle) and np.isfinite(middle).all()
+            if kind.anchored:  # a tail that is 1 step old: nothing was scored at step 0
+                assert np.array_equal(errors[1, 0], errors[2, 0]) and np.isinf(errors[1, 1:]).all()
