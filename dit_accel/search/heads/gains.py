@@ -31,14 +31,23 @@ Moved = dict[tuple[Key, int], float]  # (layer, step) -> |change of v|^2
 
 
 def measure(subject: Subject, job: Job, noted: Mapping[Key, Noted]) -> dict[Key, np.ndarray]:
-    """[T] for each layer: squared errors of the velocity, real over scored, along one dense generation."""
+    """[T] for each layer: squared errors of the velocity, real over scored, along one dense generation.
+
+    1 where nothing could be compared: a layer whose output never changes, or one that may only compute.
+    """
     steps = len(subject.levels)
     looks = _looks(steps)
     moved = _moved(subject, job, looks)
     found = {}
     for key in subject.all_attention():
-        factors = [_ratio(moved[key, step], float(noted[key].module[step, 0])) for step in looks]
-        found[key] = np.exp(np.interp(np.arange(steps), looks, np.log(factors)))
+        # of two denoisers each runs at its own steps alone
+        ratios = {
+            step: moved[key, step] / noted[key].module[step, 0]
+            for step in looks
+            if moved.get((key, step), 0.0) > 0 and 0 < noted[key].module[step, 0] < math.inf
+        }
+        known = np.log(list(ratios.values()) or [1.0])
+        found[key] = np.exp(np.interp(np.arange(steps), list(ratios) or [0], known))
     return found
 
 
@@ -49,11 +58,6 @@ def _looks(steps: int) -> list[int]:
         if step >= found[-1] + 2:
             found.append(step)
     return found
-
-
-def _ratio(real: float, scored: float) -> float:
-    """What was found over what was scored; 1 where there is nothing to compare."""
-    return real / scored if real > 0 and 0 < scored < math.inf else 1.0
 
 
 def _moved(subject: Subject, job: Job, looks: Collection[int]) -> Moved:
