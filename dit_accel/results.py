@@ -14,7 +14,7 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 SHAPE = {"height": "height", "width": "width", "num_frames": "frames", "num_inference_steps": "steps"}
 HEAD = ("what ran", "seconds", "dense beside it", "speedup", "PSNR dB", "SSIM", "fits its prompt", "peak GiB")
 QUALITY = ("psnr", "ssim", "faithfulness")
-BESIDES = ("attention_kept", "search_minutes")  # of the recipe's line
+BESIDES = ("attention_kept", "search_minutes", "kernel_alone")  # of the recipe's line
 NOTHING = "No result has been recorded yet."
 DENSE = "dense"
 

@@ -9,8 +9,11 @@ from dit_accel import api
 from dit_accel.block_heads import Near
 from dit_accel.bricks import best_brick, lay_bricks
 from dit_accel.methods.attention.coreset import Coreset
+from dit_accel.methods.reuse.reuse import Reuse
 from dit_accel.recipe import Recipe
+from dit_accel.sites import Denoiser
 from dit_accel.testing import TINY
+from dit_accel.work import Work
 from dit_accel_kernels.block_attention import break_even
 
 STEPS = 12
@@ -94,3 +97,15 @@ def test_a_span_of_blocks_that_is_reused_computes_no_attention(case):
 
 def test_without_a_plan_everything_is_computed():
     assert kept("wan") == 1.0
+
+
+def test_forwards_that_ran_without_the_session_count_as_full():
+    key, heads = ("transformer", "blocks.0.attn1"), 2
+    work = Work()
+    for active in (True, True, True, False):
+        work.forward("transformer", "both", active)
+    for _ in range(3):
+        work.attend(key, "both", {None: 1, Reuse(2): 1}, ((1, 4, 4), 0))
+    denoisers = {"transformer": Denoiser("transformer", {key[1]: heads}, {}, ("blocks.0",))}
+    assert work.kept(denoisers, {}) == pytest.approx((3 * 0.5 + 1) / 4)
+    assert Work().kept(denoisers, {}) is None

@@ -30,10 +30,10 @@ def recipe_of_rows(
     spans = _intervals(heads, len(levels))
     edges = [1.0, *(round((levels[first - 1] + levels[first]) / 2, 7) for first, _ in spans[1:]), 0.0]
     intervals = {
-        branch: {_site(key): [row[first] for first, _ in spans] for key, row in rows.items()}
+        branch: {site_of(key): [row[first] for first, _ in spans] for key, row in rows.items()}
         for branch, rows in heads.items()
     }
-    steps = {branch: {_site(key): row for key, row in rows.items()} for branch, rows in timeline.items()}
+    steps = {branch: {site_of(key): row for key, row in rows.items()} for branch, rows in timeline.items()}
     data: dict[str, Any] = {
         "schema": 1,
         "made_for": {**made_for, "steps": len(levels)},
@@ -50,7 +50,8 @@ def recipe_of_rows(
     return Recipe.from_dict(data, name=name)
 
 
-def _site(key: Key) -> str:
+def site_of(key: Key) -> str:
+    """A layer as a recipe names it."""
     return key[1] if key[0] == "transformer" else f"{key[0]}.{key[1]}"
 
 

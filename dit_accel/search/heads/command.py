@@ -67,6 +67,7 @@ def close(search: PlanSearch, best: Tried, name: str, file: Path, ending: Ending
         "method": "plan",
         "goal": f"{search.goal.kind} {search.goal.value:g}",
         "search_minutes": clock.spent_minutes(),
+        "kernel_alone": round(search.kernel_alone, 3),
     }
     subject = search.subject
     _, result = finish(subject.model, recipe, subject.arguments, file, ending, search.watch, more)

@@ -12,6 +12,7 @@ from dit_accel.plan import Key
 from dit_accel.recipe import Recipe
 from dit_accel.search.heads.noted import Noted
 from dit_accel.search.heads.replay import Replay
+from dit_accel.search.rows import site_of
 from dit_accel.search.subject import Subject, denoisers_of
 
 Told = Callable[[int, int], None]
@@ -64,9 +65,9 @@ def reusing_at(subject: Subject, step: int, keys: Sequence[Key], backend: Collec
     At the others that of `backend` runs through the fastest one: as exact, and faster.
     """
     row = "C" * step + "r" + "C" * (len(subject.levels) - step - 1)
-    tables: dict[str, Any] = {"timeline": {"both": {_site(key): row for key in keys}}}
+    tables: dict[str, Any] = {"timeline": {"both": {site_of(key): row for key in keys}}}
     if backend:
-        tables |= {"attention": {"both": {_site(key): ["F"] for key in backend}}}
+        tables |= {"attention": {"both": {site_of(key): ["F"] for key in backend}}}
     return Recipe.from_dict(
         {
             "schema": 1,
@@ -80,7 +81,3 @@ def reusing_at(subject: Subject, step: int, keys: Sequence[Key], backend: Collec
         },
         name="probe",
     )
-
-
-def _site(key: Key) -> str:
-    return key[1] if key[0] == "transformer" else f"{key[0]}.{key[1]}"

@@ -62,3 +62,16 @@ def test_scaled_notes_are_scaled_everywhere(tiny):
             if not name.startswith("seconds"):
                 wanted = array * factors.reshape(-1, *[1] * (array.ndim - 1))
                 assert np.allclose(one.arrays()[name], wanted)
+
+
+def test_a_denoiser_is_compared_at_its_own_steps_alone(tiny, monkeypatch):
+    """As one of two, which runs from step 4 on: before it there is nothing to compare."""
+    made = tiny("wan")
+    subject = look(made.model, JOBS[:1], made.arguments)
+    noted = measuring.score(subject, (), 2, measuring.look_at_attention(subject), JOBS[0])
+    own, *others = subject.all_attention()
+    moved = {(own, step): factor * noted[own].module[step, 0] for step, factor in ((4, 9.0), (6, 4.0))}
+    monkeypatch.setattr(gains, "_moved", lambda *given: moved)
+    found = gains.measure(subject, JOBS[0], noted)
+    assert np.allclose(found[own], [9, 9, 9, 9, 9, 6, 4, 4, 4])
+    assert all(np.array_equal(found[key], np.ones(9)) for key in others)
