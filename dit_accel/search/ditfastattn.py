@@ -69,7 +69,8 @@ class DiTFastAttn(Search):
                 pipe(**call_of(self.jobs, self.arguments), output_type="latent")
 
     def recipe_of(self, decisions: Decisions) -> Recipe:
-        rows, layer = {}, dict.fromkeys(denoisers_of(self.model), 0)
+        rows = dict.fromkeys(self.always_full(), menu.idle(len(self.levels)))
+        layer = dict.fromkeys(denoisers_of(self.model), 0)
         for key in self.layers():
             history = decisions.history(key[0], layer[key[0]], len(self.levels))
             rows[key] = menu.rows_of(history, self.joint)

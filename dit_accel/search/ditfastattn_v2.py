@@ -87,7 +87,8 @@ class DiTFastAttnV2(Search):
 
     def recipe_of(self, decisions: HeadDecisions) -> Recipe:
         steps = len(self.levels)
-        rows: dict[str, dict[Key, list[str]]] = {branch: {} for branch in BRANCHES}
+        across = dict.fromkeys(self.always_full(), [FULL] * steps)
+        rows: dict[str, dict[Key, list[str]]] = {branch: dict(across) for branch in BRANCHES}
         for key, heads in self.heads.items():
             for branch in BRANCHES:
                 place = place_of(branch, key)

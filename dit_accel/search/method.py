@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from dit_accel.errors import BadUsage, DitAccelError
+from dit_accel.plan import Key
 from dit_accel.recipe import Recipe
 from dit_accel.search.saved import digest_of
 from dit_accel.search.subject import Subject, check_memory, denoisers_of
@@ -52,7 +53,7 @@ class Search(Subject, ABC):
     """A subject and a way to search it."""
 
     memory_gb: float | None = None  # [limits] of the recipe, and what the search itself may keep
-    full: str = "model"  # who attends for full heads of the recipe: the model, or the fastest backend
+    full: str = "model"  # who attends for full heads, and across: the model, or the fastest backend
 
     name: ClassVar[str]
     decided: ClassVar[type[Decided]]
@@ -90,6 +91,10 @@ class Search(Subject, ABC):
                 f'asked for full heads by "{self.full}"; known: {", ".join(FULLS)}. Give one of them.'
             )
         check_memory(self, self.stored_bytes(), self.memory_gb)
+
+    def always_full(self) -> list[Key]:
+        """Layers that are not searched, and full through a backend: the cross-attention."""
+        return self.cross_attention() if FULLS[self.full] else []
 
     def search(
         self, delta: float, decisions: Any, ended: Ended, saved: Callable[[], None], told: Told

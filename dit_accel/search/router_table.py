@@ -7,14 +7,17 @@ of at least tau a head is full. A softmax over three is never below 1/3: a tau u
 slower and nearer to dense.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from dit_accel import timeline
 from dit_accel.errors import BadUsage
+from dit_accel.plan import Key
 from dit_accel.recipe import Recipe
 from dit_accel.search.goal import Goal, Measured
+from dit_accel.search.rows import recipe_of_rows
 from dit_accel.train.vorta.branches import LETTERS, Branches
 from dit_accel.train.vorta.router import BRANCHES
 
@@ -38,25 +41,19 @@ def letters_of(scores: np.ndarray, tau: float | None) -> np.ndarray:
 
 def compile_table(
     table: Mapping[str, np.ndarray], levels: Sequence[float], branches: Branches,
-    made_for: Mapping[str, Any], tau: float | None = None, name: str = "vorta",
+    made_for: Mapping[str, Any], tau: float | None = None, name: str = "vorta", across: Iterable[str] = (),
 ) -> Recipe:  # fmt: skip
-    """The recipe of scores [T, H, 3] at falling noise levels [T]: an interval for each run of equal steps."""
+    """The recipe of scores [T, H, 3] at falling noise levels [T]; the sites `across` are full in it."""
     check_tau(tau)
-    picks = {site: letters_of(scores, tau) for site, scores in table.items()}
-    rows = {site: ["".join(LETTERS[i] for i in row) for row in each] for site, each in picks.items()}
-    columns = list(zip(*rows.values(), strict=True))
-    starts = [step for step in range(len(levels)) if step == 0 or columns[step] != columns[step - 1]]
-    edges = [1.0, *(round((levels[start - 1] + levels[start]) / 2, 7) for start in starts[1:]), 0.0]
-    return Recipe.from_dict(
-        {
-            "schema": 1,
-            "made_for": dict(made_for),
-            "choices": branches.choices(),
-            "noise": {"edges": edges},
-            "attention": {"both": {site: [each[start] for start in starts] for site, each in rows.items()}},
-        },
-        name=name,
-    )
+    full = LETTERS[0]
+    rows: dict[Key, list[str]] = {("transformer", site): [full] * len(levels) for site in across}
+    for site, scores in table.items():
+        picks = letters_of(scores, tau)
+        rows["transformer", site] = ["".join(LETTERS[i] for i in heads) for heads in picks]
+    choices = branches.choices()
+    idle = full if choices[full] == {"method": "full"} else ""  # a backend of ours is something else
+    heads = {str(branch): rows for branch in timeline.BRANCHES}
+    return recipe_of_rows(heads, {}, choices, levels, made_for, name, idle=idle)
 
 
 def taus(table: Mapping[str, np.ndarray], shares: Sequence[float] = SHARES) -> list[float | None]:

@@ -70,9 +70,13 @@ class Subject:
         """Every self-attention that is searched."""
         return [_key(name) for name in self.sites]
 
+    def cross_attention(self) -> list[Key]:
+        """The cross-attention beside it."""
+        return [_key(name) for name in self.cross]
+
     def all_attention(self) -> list[Key]:
         """Every attention that is searched, the cross-attention last."""
-        return [_key(name) for name in (*self.sites, *self.cross)]
+        return self.layers() + self.cross_attention()
 
     def attention(self, key: Key) -> Any:
         """The attention module of a layer."""

@@ -217,4 +217,5 @@ class Routing:
             "grid": self.family.grid(self.model.pipe.transformer.config, self.samples[0].branches[0]),
             "scheduler": type(self.model.pipe.scheduler).__name__,
         }
-        return compile_table(table, self.schedule.levels, self.branches, made_for, tau, name)
+        across = self.routed.record.cross_attention if FULLS[self.settings.full] else ()
+        return compile_table(table, self.schedule.levels, self.branches, made_for, tau, name, across)

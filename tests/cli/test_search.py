@@ -37,7 +37,8 @@ def test_a_recipe_by_head_is_written_and_searched_once(command, tiny_folder, tmp
     file = tmp_path / "wan" / "ditfastattn_v2.toml"
     recipe = Recipe.from_file(file)
     assert recipe.choices["F"].parameters == {"backend": "auto"}
-    assert {len(text) for rows in recipe.attention.values() for row in rows.values() for text in row} == {4}
+    rows = recipe.attention["cond"] | recipe.attention.get("both", {})
+    assert {len(text) for site, row in rows.items() for text in row if "attn1" in site} == {4}
     settings = {name: recipe.made_by[name] for name in ("menu", "error", "interval", "full", "delta")}
     assert settings == {"menu": "v2", "error": "head", "interval": 1, "full": "auto", "delta": 0.02}
     page = file.with_suffix(".html").read_text()
@@ -176,7 +177,9 @@ def test_routers_are_trained_compiled_and_used_again(command, tiny_folder, tmp_p
     recipe, routers = Recipe.from_file(file), file.with_suffix(".training") / "routers.safetensors"
     made_by = recipe.made_by
     assert recipe.choices["F"].parameters["backend"] == "auto"
-    assert set(recipe.attention["both"]) == {f"transformer_blocks.{i}.attn1" for i in range(2)}
+    across = {f"transformer_blocks.{i}.attn2" for i in range(2)}
+    assert set(recipe.attention["both"]) == {f"transformer_blocks.{i}.attn1" for i in range(2)} | across
+    assert {letter for site in across for letter in recipe.attention["both"][site]} == {"F"}
     assert made_by["method"] == "vorta" and made_by["trained_steps"] == 2 and made_by["psnr"] > 0
     assert made_by["share_F"] + made_by["share_c"] + made_by["share_t"] == pytest.approx(1, abs=0.01)
     page = file.with_suffix(".html").read_text()

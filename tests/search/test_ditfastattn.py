@@ -109,14 +109,16 @@ def test_two_denoisers_each_begin_full(tiny):
 
 
 def test_full_heads_may_be_served_by_a_backend(tiny):
-    """The decisions are the same; what stays full has the backend, also where all of a layer does."""
+    """The decisions are the same; what stays full has the backend, and so has the cross-attention."""
     made = tiny("wan")
     plain, first = decide(made.look(jobs=JOBS[:1]), 1e-5)
     fast, second = decide(made.look(jobs=JOBS[:1], full="auto"), 1e-5)
     assert first.picks == second.picks and fast.timeline == plain.timeline
     assert fast.choices["F"].parameters == {"backend": "auto"} and not plain.choices["F"].parameters
     nothing, _ = decide(made.look(jobs=JOBS[:1], full="auto"), 1e-9)
-    assert set(nothing.attention["both"]) == {"blocks.0.attn1", "blocks.1.attn1"}
+    layers = {f"blocks.{block}.{name}" for block in range(2) for name in ("attn1", "attn2")}
+    assert set(nothing.attention["both"]) == layers
+    assert not any("attn2" in site for table in plain.attention.values() for site in table)
     with api.accelerated(made.model.pipe, nothing, strict=True) as handle, stages(made.model.pipe):
         made.model.pipe(**call_of(JOBS[:1], made.arguments), output_type="latent")
         assert handle.report().counters["full_auto"] > 0

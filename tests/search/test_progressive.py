@@ -305,6 +305,7 @@ def test_full_heads_may_be_served_by_the_fastest_backend(tiny):
     recipe, _ = decide(search, 1e-9)
     assert recipe.choices["F"].parameters == {"backend": "auto"}
     assert recipe.attention["both"]["transformer_blocks.0.attn1"] == ("FFFF",)
+    assert recipe.attention["both"]["transformer_blocks.1.attn2"] == ("F",)
     with api.accelerated(search.model.pipe, recipe, strict=True) as handle, stages(search.model.pipe):
         search.model.pipe(**call_of(search.jobs, search.arguments), output_type="latent")
         assert set(handle.report().counters) == {"full_auto"}
