@@ -54,7 +54,7 @@ def check_goal(
     if len(asked) != 1:
         found = " and ".join(f"--{kind} {value}" for kind, value in asked.items()) or "none of them"
         raise BadUsage(
-            f"asked to search by DiTFastAttn; it takes one of --delta, --speedup and --psnr; found {found}. "
+            f"asked to search; it takes one of --delta, --speedup and --psnr; found {found}. "
             f"Give one: --delta {first:g} is a first try."
         )
     ((kind, value),) = asked.items()

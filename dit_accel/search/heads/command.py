@@ -19,7 +19,7 @@ from dit_accel.search.pursuit import VERIFYING, Clock
 from dit_accel.search.subject import check_memory, look
 from dit_accel.search.trajectory import guidance_of
 
-MEASURED = 2  # what a state file holds; one that was measured otherwise is refused
+MEASURED = 3  # what a state file holds; one that was measured otherwise is refused
 
 
 def open_search(

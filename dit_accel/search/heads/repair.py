@@ -6,7 +6,8 @@ and layers are looked at apart, and their errors are scaled by what was found ov
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -20,6 +21,24 @@ MILDEST = 0.25  # of what a part is blamed for at least, and 1 / it at most: one
 Measure = Callable[
     [Mapping[Key, LayerPlan]], float
 ]  # the squared error of the frames under these layers' plans
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Factors for the foretold errors of steps [T] and of layers."""
+
+    steps: np.ndarray
+    layers: Mapping[Key, float]
+
+    @classmethod
+    def even(cls, steps: int, layers: Iterable[Key]) -> "Scales":
+        """As scored."""
+        return cls(np.ones(steps), dict.fromkeys(layers, 1.0))
+
+    def times(self, other: "Scales") -> "Scales":
+        """Both after one another."""
+        layers = {key: factor * other.layers[key] for key, factor in self.layers.items()}
+        return Scales(self.steps * other.steps, layers)
 
 
 def ranges_of(steps: int) -> list[range]:
@@ -39,8 +58,8 @@ def without_steps(plan: LayerPlan, steps: Sequence[int]) -> LayerPlan:
     return found
 
 
-def blame(plan: PipelinePlan, steps: int, measure: Measure) -> tuple[np.ndarray, dict[Key, float]]:
-    """(a factor for the errors of each step [T], one for those of each layer)."""
+def blame(plan: PipelinePlan, steps: int, measure: Measure) -> Scales:
+    """What a plan's foretold errors are to be scaled by."""
     whole = measure(plan.layers)
     by_step, factors = plan.by_step(), np.ones(steps)
     predicted = [float(by_step[part].sum()) for part in ranges_of(steps)]
@@ -56,7 +75,7 @@ def blame(plan: PipelinePlan, steps: int, measure: Measure) -> tuple[np.ndarray,
         others = {other: layer for other, layer in plan.layers.items() if other != key}
         blank = LayerPlan.full(steps, len(plan.layers[key].picks[0]))
         found.append(whole - measure({**others, key: blank}))
-    return factors, dict(zip(plan.layers, _factors(found, predicted), strict=True))
+    return Scales(factors, dict(zip(plan.layers, _factors(found, predicted), strict=True)))
 
 
 def _factors(found: Sequence[float], predicted: Sequence[float]) -> list[float]:

@@ -19,7 +19,7 @@ from dit_accel.recipe import Recipe
 from dit_accel.search.goal import Goal, Measured
 from dit_accel.search.heads.candidates import menu
 from dit_accel.search.heads.planning import PipelinePlan, Planner
-from dit_accel.search.heads.repair import blame, ranges_of
+from dit_accel.search.heads.repair import Scales, blame, ranges_of
 from dit_accel.search.heads.segments import LayerPlan, LayerTable
 from dit_accel.search.heads.state import Arrays, State
 from dit_accel.search.heads.storing import bytes_of
@@ -30,7 +30,8 @@ from dit_accel.search.subject import Subject
 
 AGES = 4  # the oldest value that a head or a module may answer with, in steps
 SLOWER = 0.9, 1.25  # than foretold: what is farther off is another program that ran at the time
-CLOSE = 1.03  # a speedup so near to the goal is not looked for any closer
+CLOSE = 1.03  # over the speedup asked for: what runs of one plan differ by
+NEAR, NEAR_DB = 1.1, 2.0  # over the goal: what is farther is aimed again
 
 
 @dataclass(frozen=True)
@@ -103,17 +104,17 @@ class PlanSearch:
 
     # ---- plans
 
-    def planner(self, steps: np.ndarray, layers: Mapping[Key, float]) -> Planner:
-        """A planner whose errors are scaled by step [T] and by layer."""
+    def planner(self, scales: Scales) -> Planner:
+        """A planner whose errors are scaled."""
         tables: dict[Key, LayerTable] = {}
         for key in self.layers:
             noted = [each[key] for each in self.survey.noted]
-            weights = self.survey.weights * steps * layers.get(key, 1.0)
+            weights = self.survey.weights * scales.steps * scales.layers[key]
             tables[key] = layer_table(
                 noted, weights, self.survey.seconds.modules[key], key in self.survey.backend
             )
         limit = math.inf if self.memory_gb is None else self.memory_gb * 2**30
-        return Planner(tables, self.survey.seconds.rest(2 * len(self.subject.levels)), limit, self._bytes)
+        return Planner(tables, self.survey.seconds.rest, limit, self._bytes)
 
     def _bytes(self, key: Key, plan: LayerPlan) -> int:
         subject = self.subject
@@ -131,26 +132,44 @@ class PlanSearch:
     # ---- the search
 
     def find(self) -> Tried:
-        """Measure, plan, generate, repair; the best of what was generated."""
+        """Measure, plan, generate, repair; the best of what was generated.
+
+        A plan that misses the goal is aimed again, by what was measured; one that meets it is repaired, and
+        the first repair that is no better ends the search.
+        """
         self.measure()
-        factors, layers = np.ones(len(self.subject.levels)), dict.fromkeys(self.layers, 1.0)
+        scales, repaired = Scales.even(len(self.subject.levels), self.layers), None
         for number in range(self.tries):
-            planner = self.planner(factors, layers)
-            plan = self._aim(planner)
-            tried = self._try(plan, number)
-            self.tried.append(tried)
+            plan = self._aim(self.planner(repaired or scales))
+            self.tried.append(self._try(plan, number))
+            if repaired is not None:
+                if self.best() is not self.tried[-1]:
+                    self.tell("the repaired plan is no better: it is left")
+                    break
+                scales, repaired = repaired, None
             again = self._trying(len(self.survey.noted), plan.seconds)
-            if self.left() < again:
+            if self.goal.kind == "delta" or number + 1 == self.tries or self.left() < again:
                 break
-            parts = len(ranges_of(len(factors))) + len(self.layers) + 1
-            repairs = number % 2 == 0 and number + 1 < self.tries and plan.error > 0
-            if repairs and self.left() > again + parts * plan.seconds:
-                self.watch.generation(number, self.tries, "where the error comes from")
-                # another prompt each time: what one of them forgives the next may not
-                job = self.subject.jobs[number // 2 % len(self.survey.noted)]
-                by_step, by_layer = blame(plan, len(factors), functools.partial(self._error, job))
-                factors, layers = factors * by_step, {k: layers[k] * by_layer[k] for k in layers}
+            if self._meets(self.tried[-1].measured):
+                if not plan.error or self.left() < again + self._blaming() * plan.seconds:
+                    break
+                repaired = scales.times(self._repair(plan, number))
         return self.best()
+
+    def _meets(self, measured: Measured) -> bool:
+        """Whether the goal is reached, and not by so much that a slower or a nearer plan serves it better."""
+        most = {"speedup": self.goal.value * NEAR, "psnr": self.goal.value + NEAR_DB}[self.goal.kind]
+        return self.goal.reached(measured) and measured[self.goal.kind] <= most
+
+    def _blaming(self) -> int:
+        """Generations that a repair takes."""
+        return len(ranges_of(len(self.subject.levels))) + len(self.layers) + 1
+
+    def _repair(self, plan: PipelinePlan, number: int) -> Scales:
+        self.watch.generation(number, self.tries, "where the error comes from")
+        # another prompt each time: what one of them forgives the next may not
+        job = self.subject.jobs[number % len(self.survey.noted)]
+        return blame(plan, len(self.subject.levels), functools.partial(self._error, job))
 
     def _trying(self, prompts: int, seconds: float) -> float:
         """What it takes to generate with a plan of so many seconds, beside dense, with as much to warm up."""

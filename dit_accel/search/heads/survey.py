@@ -46,7 +46,7 @@ class Survey:
         self.watch.generation(0, self._stages, "the dense pipeline")
         dense = self.state.once("dense", self._dense)
         modules = {key: ModuleSeconds(*dense[_told(key)].tolist()) for key in self.layers}
-        self.seconds = Seconds(float(dense["seconds"][0]), modules)
+        self.seconds = Seconds(*dense["seconds"].tolist(), modules)
         self.backend = self._through_a_backend()
 
     def take_errors(self) -> None:
@@ -84,7 +84,7 @@ class Survey:
 
     def _dense(self) -> Arrays:
         found = timing.measure(self.subject)
-        return {"seconds": np.array([found.whole])} | {
+        return {"seconds": np.array([found.whole, found.rest])} | {
             _told(key): np.array([each.around, each.dense, each.full]) for key, each in found.modules.items()
         }
 

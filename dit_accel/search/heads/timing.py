@@ -35,21 +35,23 @@ class ModuleSeconds:
 
 @dataclass(frozen=True)
 class Seconds:
-    """A dense generation, and its attention modules."""
+    """A dense generation, what of it is outside of the attention modules, and one call of each."""
 
     whole: float
+    rest: float
     modules: dict[Key, ModuleSeconds]
-
-    def rest(self, branch_steps: int) -> float:
-        """Seconds outside of these modules, which run `branch_steps` times each."""
-        inside = sum(each.around + each.dense for each in self.modules.values())
-        return max(self.whole - branch_steps * inside, 0.0)
 
 
 def measure(subject: Subject) -> Seconds:
-    """Time one dense generation after another that warms up, and one whose attention is watched."""
+    """Time one dense generation after another that warms up, and one whose attention is watched.
+
+    What is outside of the modules is known from the dense one: watching slows what it watches.
+    """
     job = subject.jobs[0]
-    whole = [generate(subject.model, job.prompt, subject.arguments, job.seed).seconds for _ in range(2)][1]
+    generate(subject.model, job.prompt, subject.arguments, job.seed)
+    with _timed_modules(subject) as inside:
+        whole = generate(subject.model, job.prompt, subject.arguments, job.seed).seconds
+    rest = whole - sum(sum(calls) for calls in inside.values())
     together = 2 if subject.family.guidance == "batched" else 1
     modules, calls = _watched(subject)
     found = {}
@@ -57,7 +59,7 @@ def measure(subject: Subject) -> Seconds:
         around = median(whole - call for whole, (_, call) in zip(modules[key], calls[key], strict=True))
         dense, full = (median(call for kind, call in calls[key] if kind == name) for name in KINDS)
         found[key] = ModuleSeconds(max(around, 0.0) / together, dense / together, full / together)
-    return Seconds(whole, found)
+    return Seconds(whole, rest, found)
 
 
 KINDS = ("dense", "full")  # at even steps, and at odd ones

@@ -8,14 +8,16 @@ import pytest
 from dit_accel import api
 from dit_accel.errors import BadUsage
 from dit_accel.generate import generate
+from dit_accel.recipe import Recipe
 from dit_accel.search.goal import Goal
 from dit_accel.search.heads.candidates import Candidate, menu, near_sets
 from dit_accel.search.heads.planning import PipelinePlan, Planner
-from dit_accel.search.heads.repair import blame, ranges_of, without_steps
-from dit_accel.search.heads.search import PlanSearch
+from dit_accel.search.heads.repair import Scales, blame, ranges_of, without_steps
+from dit_accel.search.heads.search import PlanSearch, Tried
 from dit_accel.search.heads.segments import CC, CS, FULL, REUSE, RS, LayerPlan
 from dit_accel.search.heads.state import State
 from dit_accel.search.heads.storing import bytes_of
+from dit_accel.search.heads.timing import Seconds
 from dit_accel.search.heads.writing import recipe_of
 from dit_accel.search.subject import look
 from tests.search.conftest import JOBS
@@ -165,7 +167,8 @@ def test_blame_finds_the_steps_and_the_layer_that_matter():
         return sum(100.0 for step in (3, 4) if given["transformer", "b"].actions[step] == RS) + 1.0
 
     plan = PipelinePlan(1.0, layers, 20.0, 1.0)
-    steps, by_layer = blame(plan, 11, measure)
+    found = blame(plan, 11, measure)
+    steps, by_layer = found.steps, found.layers
     guilty = next(part for part in ranges_of(11) if 3 in part)
     assert min(steps[guilty]) > 3.9 and steps[9] < 0.3
     assert by_layer["transformer", "b"] > 1.9 > 0.3 > by_layer["transformer", "a"]
@@ -198,6 +201,38 @@ def test_a_search_ends_with_a_recipe_that_runs(case, tiny, tmp_path):
         assert handle.report().did_something
 
 
+@pytest.mark.parametrize(
+    ("came_to", "repaired", "kept"),
+    [
+        # (speedup, PSNR) of every plan generated; the repairs made before each; which one is kept
+        ([(1.4, 50), (1.65, 40), (1.62, 44), (1.63, 39)], [0, 0, 1, 2], 2),
+        ([(1.65, 40), (1.65, 39)], [0, 1], 0),
+        ([(1.9, 30), (1.7, 40), (1.55, 45)], [0, 0, 1], 1),
+        ([(1.4, 50)] * 6, [0] * 6, 0),
+    ],
+)
+def test_repairs_begin_at_the_goal_and_end_where_they_do_not_help(
+    came_to, repaired, kept, tiny, tmp_path, monkeypatch
+):
+    search = searching(tiny("wan", **LARGER["wan"]), tmp_path)
+    two = Scales(2 * np.ones(len(search.subject.levels)), dict.fromkeys(search.layers, 1.0))
+    plan = PipelinePlan(1.0, {}, 1.0, 1.0)
+    asked: list[float] = []
+
+    def tried(_plan, number):
+        speedup, psnr = came_to[number]
+        return Tried(Recipe.neutral(), plan, {"speedup": speedup, "psnr": psnr})
+
+    monkeypatch.setattr(search, "measure", lambda: setattr(search.survey, "seconds", Seconds(2.0, 1.0, {})))
+    monkeypatch.setattr(search, "planner", lambda scales: asked.append(float(scales.steps[0])))
+    monkeypatch.setattr(search, "_aim", lambda planner: plan)
+    monkeypatch.setattr(search, "_try", tried)
+    monkeypatch.setattr(search, "_repair", lambda plan, number: two)
+    best = search.find()
+    assert [int(np.log2(factor)) for factor in asked] == repaired
+    assert best is search.tried[kept] and len(search.tried) == len(came_to)
+
+
 def test_a_search_that_was_killed_goes_on_with_what_it_measured(tiny, tmp_path, monkeypatch):
     made = tiny("wan", **LARGER["wan"])
     first = searching(made, tmp_path)
@@ -207,8 +242,8 @@ def test_a_search_that_was_killed_goes_on_with_what_it_measured(tiny, tmp_path, 
         monkeypatch.setattr(f"dit_accel.search.heads.{module}.generate", None)
     again.measure()
     assert np.array_equal(first.survey.weights, again.survey.weights)
-    ones = np.ones(len(first.subject.levels))
-    plans = [each.planner(ones, {}).at(0.3) for each in (first, again)]
+    even = Scales.even(len(first.subject.levels), first.layers)
+    plans = [each.planner(even).at(0.3) for each in (first, again)]
     assert plans[0].layers == plans[1].layers and plans[0].error == plans[1].error
 
 

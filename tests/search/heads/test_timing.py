@@ -1,5 +1,7 @@
 """Seconds of modules and of the calls in them, by a clock that only moves where a test moves it."""
 
+import dataclasses
+
 import pytest
 
 from dit_accel.search.heads import timing
@@ -8,7 +10,7 @@ from dit_accel.search.subject import look
 from dit_accel.visit import AttentionVisit
 from tests.search.conftest import JOBS
 
-CALL, BACKEND, AROUND = 12.0, 6.0, 9.0  # seconds
+CALL, BACKEND, AROUND, REST = 12.0, 6.0, 9.0, 70.0  # seconds
 
 
 class Clock:
@@ -34,6 +36,14 @@ def clock(monkeypatch):
     monkeypatch.setattr(timing, "now", lambda: made.seconds)
     monkeypatch.setattr(AttentionVisit, "dense", made.taking(CALL, dense))
     monkeypatch.setattr(timing, "full_of", made.taking(BACKEND, dense))
+    run = timing.generate
+
+    def generate(*given):
+        began = made.seconds
+        sample = run(*given)
+        return dataclasses.replace(sample, seconds=made.seconds - began + REST)
+
+    monkeypatch.setattr(timing, "generate", generate)
     return made
 
 
@@ -51,10 +61,6 @@ def test_a_call_and_what_is_around_it_are_told_apart(case, tiny, clock):
         assert each.full == pytest.approx(BACKEND / shared)
         assert each.around == pytest.approx(AROUND / shared)
     assert full_is_faster(list(found.modules.values()))
-
-
-def test_the_rest_is_what_modules_do_not_take():
-    modules = {("transformer", name): timing.ModuleSeconds(0.1, 0.3, 0.2) for name in ("a", "b")}
-    assert timing.Seconds(10.0, modules).rest(5) == pytest.approx(6.0)
-    assert timing.Seconds(1.0, modules).rest(5) == 0.0
     assert not full_is_faster([timing.ModuleSeconds(0.1, 0.2, 0.2)])
+    # the model's own processors run the dense one: no call of it is seen, what is around it is
+    assert found.whole > REST and found.rest == pytest.approx(REST)
