@@ -46,7 +46,8 @@ class Survey:
         self.watch.generation(0, self._stages, "the dense pipeline")
         dense = self.state.once("dense", self._dense)
         modules = {key: ModuleSeconds(*dense[_told(key)].tolist()) for key in self.layers}
-        self.seconds = Seconds(*dense["seconds"].tolist(), modules)
+        whole, rest = map(float, dense["seconds"])
+        self.seconds = Seconds(whole, rest, modules)
         self.backend = self._through_a_backend()
 
     def take_errors(self) -> None:
