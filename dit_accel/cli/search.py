@@ -1,29 +1,23 @@
 """`dit-accel search`: find a recipe for a model, verify it, write it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from dit_accel.cli import asked
 from dit_accel.cli import options as option
-from dit_accel.cli.screen import Bars, Debug, say, screen
+from dit_accel.cli.screen import Debug
 from dit_accel.errors import BadUsage, nearest
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from dit_accel.loading import Model
-    from dit_accel.search.method import Search
-    from dit_accel.search.outcome import Ending
-
-METHODS = ("ditfastattn", "ditfastattn_v2", "plan", "timeline", "vorta")
+METHODS = ("ditfastattn", "ditfastattn_v2", "moa", "plan", "timeline", "vorta")
 # options that some methods take and others do not
 OWN = {
     "ditfastattn": ("delta", "speedup", "psnr", "minutes", "memory_gb", "sites", "full", "near"),
     "ditfastattn_v2": (
         "delta", "speedup", "psnr", "minutes", "memory_gb", "sites", "full", "menu", "error", "interval"
     ),
+    "moa": ("speedup", "psnr", "minutes", "sites", "full", "interval", "sizes", "density"),
     "plan": ("delta", "speedup", "psnr", "minutes", "memory_gb", "sites"),
     "timeline": ("speedup",),
     "vorta": (
@@ -42,6 +36,8 @@ EXAMPLES = """
   --method ditfastattn_v2 --menu ours --full auto --psnr 35 --out recipes`
 - Every head's kind at every step, by its price in seconds and its error in the video: `dit-accel search
   -m toys/wan --method plan --speedup 1.8 --out recipes`
+- Near sets that grow with the size, found at two sizes and used at all others: `dit-accel search -m toys/wan
+  --method moa --sizes 64x64x17 --sizes 48x48x33 --density 0.7 --out recipes`
 - Routers over full attention, coreset and sliding tiles: `dit-accel search -m toys/pixart --method vorta
   --price latency --minutes 20 --out recipes`
 - Whole spans of steps, three recipes: `dit-accel search -m toys/pixart --method timeline --out recipes`
@@ -55,7 +51,8 @@ def search(
         typer.Option(
             "--method",
             help="ditfastattn: per layer and step; ditfastattn_v2: per head too; plan: per head, one budget "
-            "for all; vorta: per head and noise level, learned; timeline: whole steps.",
+            "for all; moa: per head, by rules for all sizes; vorta: per head and noise level, learned; "
+            "timeline: whole steps.",
         ),
     ],
     out: Annotated[
@@ -97,7 +94,9 @@ def search(
     ] = None,
     interval: Annotated[
         int | None,
-        typer.Option("--interval", help="ditfastattn_v2: steps between two decisions. [default: 1]"),
+        typer.Option(
+            "--interval", help="ditfastattn_v2, moa: steps between two decisions. [default: 1; moa 5]"
+        ),
     ] = None,
     full: Annotated[
         str | None,
@@ -107,6 +106,16 @@ def search(
     ] = None,
     sites: Annotated[
         list[str] | None, typer.Option("--sites", help="Layers to search, as in a recipe. [default: all]")
+    ] = None,
+    sizes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sizes", help="moa: HEIGHTxWIDTH or HEIGHTxWIDTHxFRAMES to calibrate at, once for each."
+        ),
+    ] = None,
+    density: Annotated[
+        float | None,
+        typer.Option("--density", help="moa: attention's work kept, at every size. [default: 0.6]"),
     ] = None,
     memory_gb: Annotated[
         float | None, typer.Option("--memory-gb", help="The most that may be stored.")
@@ -167,8 +176,10 @@ def search(
 
     Searching is deterministic, and an interrupted search goes on when the same command is given again.
     """
+    from dit_accel.cli.searches import Given, run
     from dit_accel.loading import Place
     from dit_accel.search.outcome import Ending, own_command, split_jobs
+    from dit_accel.search.pursuit import Clock
 
     if method not in METHODS:
         raise BadUsage(f'asked to search by "{method}"; known: {nearest(method, METHODS)}. Give one of them.')
@@ -188,6 +199,8 @@ def search(
         "menu": menu,
         "error": error,
         "interval": interval,
+        "sizes": sizes,
+        "density": density,
         "full": full,
         "steps_of_training": training_steps,
         "micro_batches": micro_batches,
@@ -199,25 +212,16 @@ def search(
         "weights": weights,
     }
     settings = {key: value for key, value in settings.items() if value not in (None, [])}
+    clock = Clock(minutes)
     _check_before_loading(method, goals | settings | {"minutes": minutes})
     loaded, arguments = asked.load_model(model, Place(device, dtype, offload), wanted)
     count = num_prompts or {"plan": 3, "timeline": 4, "vorta": 8}.get(method, 2)
     calibration, fresh = split_jobs(loaded, prompts, count, held_out, seed)
     ending = Ending(calibration, fresh, own_command(), results, results_name)
-    if method == "plan":
-        _plan(loaded, arguments, out, name or method, goals, settings, minutes, ending)
-    elif method == "timeline":
-        _timeline(loaded, arguments, out, name, speedup, ending)
-    elif method == "vorta":
-        _vorta(loaded, arguments, out, name or method, goals | settings, minutes, ending)
-    else:
-        _along(method, loaded, arguments, out, name or method, goals, settings, minutes, ending)
+    run(Given(method, loaded, arguments, out, name, goals, settings, clock, ending))
 
 
 def _check_before_loading(method: str, given: dict[str, Any]) -> None:
-    from dit_accel.search.pursuit import Clock
-
-    Clock(given["minutes"])
     if given.get("memory_gb") is not None and not given["memory_gb"] > 0:
         raise BadUsage(
             f"asked to keep {given['memory_gb']:g} gigabytes; a search stores outputs. "
@@ -248,103 +252,3 @@ def _check_vorta(given: dict[str, Any]) -> None:
         raise BadUsage(
             f"asked to use the routers in {file}; {found}. Give a file of routers alone, or train some."
         )
-
-
-def _vorta(
-    model: "Model", arguments: dict[str, Any], out: Path, name: str, given: dict[str, Any],
-    minutes: float | None, ending: "Ending",
-) -> None:  # fmt: skip
-    from dit_accel.cli.compare import table
-    from dit_accel.search.outcome import file_of
-    from dit_accel.search.pursuit import Clock
-    from dit_accel.search.vorta import Routing, settings_of
-    from dit_accel.search.vorta_pursuit import VortaPursuit, check_routing_goal
-
-    tau, weights = given.get("tau"), given.get("weights")
-    goal = check_routing_goal(given["speedup"], given["psnr"], tau)
-    clock, file = Clock(minutes), file_of(out, model.name, name)
-    asked.check_writable(file)
-    folder, page = file.with_suffix(".training"), file.with_suffix(".html")
-    routing = Routing(model, ending.calibration, arguments, settings_of(given), folder)
-    with Bars() as bars:
-        pursuit = VortaPursuit(routing, goal, tau, clock, bars, say, len(ending.held_out), weights)
-        result = pursuit.close(pursuit.find(), f"{model.name}/{name}", file, ending, page)
-    screen.print(table(result))
-    say(f"{file}: the recipe")
-    say(f"{page}: what the routers chose, and the losses of their training")
-    if weights is None:
-        say(f"{folder / 'routers.safetensors'}: the routers, for --weights")
-
-
-def _look(method: str) -> "Callable[..., Search]":
-    if method == "ditfastattn":
-        from dit_accel.search.ditfastattn import look
-    else:
-        from dit_accel.search.ditfastattn_v2 import look
-    return look
-
-
-def _along(
-    method: str, model: "Model", arguments: dict[str, Any], out: Path, name: str,
-    goals: dict[str, float | None], settings: dict[str, Any], minutes: float | None, ending: "Ending",
-) -> None:  # fmt: skip
-    """A search that runs along the pipeline."""
-    from dit_accel.cli.compare import table
-    from dit_accel.generate import steps_of
-    from dit_accel.search.goal import FIRST_DELTAS, check_goal
-    from dit_accel.search.outcome import file_of
-    from dit_accel.search.pursuit import Clock, Pursuit
-
-    goal = check_goal(**goals, steps=steps_of(model, arguments), first=FIRST_DELTAS[method])
-    clock = Clock(minutes)
-    file = file_of(out, model.name, name)
-    asked.check_writable(file)
-    search = _look(method)(model, ending.calibration, arguments, **settings)
-    state, page = file.with_suffix(".state.json"), file.with_suffix(".html")
-    with Bars() as bars:
-        held_out = len(ending.held_out)
-        pursuit = Pursuit(search, goal, state, clock, bars, say, held_out=held_out)
-        found = pursuit.find()
-        result = pursuit.close(found, f"{model.name}/{name}", file, ending, page)
-    screen.print(table(result))
-    say(f"{file}: the recipe, delta {found.delta:g}, searched in {found.decisions.seconds / 60:.1f} minutes")
-    say(f"{page}: the plan, the errors behind it, the attention maps")
-
-
-def _plan(
-    model: "Model", arguments: dict[str, Any], out: Path, name: str, goals: dict[str, float | None],
-    settings: dict[str, Any], minutes: float | None, ending: "Ending",
-) -> None:  # fmt: skip
-    """One plan for the whole pipeline."""
-    from dit_accel.cli.compare import table
-    from dit_accel.generate import steps_of
-    from dit_accel.search.goal import check_goal
-    from dit_accel.search.heads.command import close, open_search
-    from dit_accel.search.outcome import file_of
-    from dit_accel.search.pursuit import Clock
-
-    goal = check_goal(**goals, steps=steps_of(model, arguments), first=0.001)
-    clock = Clock(minutes)
-    file = file_of(out, model.name, name)
-    asked.check_writable(file)
-    with Bars() as bars:
-        found = open_search(model, arguments, ending, goal, clock, file, settings, bars, say)
-        best = found.find()
-        result = close(found, best, f"{model.name}/{name}", file, ending, clock)
-    screen.print(table(result))
-    say(f"{file}: the recipe; {file.with_suffix('.html')}: the plan, its errors, the attention maps")
-
-
-def _timeline(
-    model: "Model", arguments: dict[str, Any], out: Path, name: str | None, speedup: float | None,
-    ending: "Ending",
-) -> None:  # fmt: skip
-    from dit_accel.search.timeline import GOALS, write_recipes
-
-    goals = GOALS if speedup is None else {name or f"timeline-{speedup:g}x": speedup}
-    if speedup is None and name is not None:
-        raise BadUsage(
-            f'asked for the name "{name}"; without --speedup three recipes are made: {", ".join(GOALS)}. '
-            "Give --speedup with it."
-        )
-    write_recipes(model, arguments, ending, goals, out, say)

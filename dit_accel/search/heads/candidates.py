@@ -48,7 +48,7 @@ class Candidate:
     def name(self) -> str:
         """For people: "tail (0, 1, 1)"."""
         given = self.parameters.get("extent")
-        return f"{self.method} {_told(given)}" if given is not None else self.method
+        return f"{self.method} {told(given)}" if given is not None else self.method
 
     @property
     def as_tail(self) -> str:
@@ -63,7 +63,8 @@ class Candidate:
         return hash((self.method, str(self.parameters)))
 
 
-def _told(extent: Sequence[Any]) -> str:
+def told(extent: Sequence[Any]) -> str:
+    """An extent for people: "(all, 1, 1)"."""
     return "(" + ", ".join("all" if axis == ALL else str(axis) for axis in extent) + ")"
 
 

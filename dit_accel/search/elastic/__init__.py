@@ -1,0 +1,1 @@
+"""MoA's elastic rules as a search: near sets that grow with the size, found at some sizes, used at others."""
