@@ -5,8 +5,8 @@ python scripts/make_safe_recipes.py
 
 from pathlib import Path
 
-from dit_accel.search.real_models import MODELS
-from dit_accel.search.safe_rule import safe_recipe
+from dit_accel.search.safe.real_models import MODELS
+from dit_accel.search.safe.rule import safe_recipe
 
 if __name__ == "__main__":
     for model in MODELS:

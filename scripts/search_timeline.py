@@ -15,7 +15,7 @@ from rich import print as say
 from dit_accel.generate import call_arguments
 from dit_accel.loading import load
 from dit_accel.search.outcome import Ending, split_jobs
-from dit_accel.search.timeline import GOALS, write_recipes
+from dit_accel.search.timelines.search import GOALS, write_recipes
 
 
 def main(

@@ -240,8 +240,8 @@ def _check_before_loading(method: str, given: dict[str, Any]) -> None:
 
 
 def _check_vorta(given: dict[str, Any]) -> None:
-    from dit_accel.search.vorta import settings_of
-    from dit_accel.search.vorta_pursuit import check_routing_goal
+    from dit_accel.search.vorta.pursuit import check_routing_goal
+    from dit_accel.search.vorta.routing import settings_of
 
     check_routing_goal(given["speedup"], given["psnr"], given.get("tau"))
     settings_of(given)

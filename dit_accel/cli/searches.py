@@ -62,9 +62,9 @@ def _show(result: "Comparison", *lines: str) -> None:
 
 def _look(method: str) -> "Callable[..., Search]":
     if method == "ditfastattn":
-        from dit_accel.search.ditfastattn import look
+        from dit_accel.search.ditfastattn.search import look
     else:
-        from dit_accel.search.ditfastattn_v2 import look
+        from dit_accel.search.ditfastattn_v2.search import look
     return look
 
 
@@ -96,7 +96,7 @@ def _plan(given: Given) -> None:
     """One plan for the whole pipeline."""
     from dit_accel.generate import steps_of
     from dit_accel.search.goal import check_goal
-    from dit_accel.search.heads.command import close, open_search
+    from dit_accel.search.plan.command import close, open_search
 
     goal = check_goal(**given.goals, steps=steps_of(given.model, given.arguments), first=0.001)
     file, ending, clock = given.file(), given.ending, given.clock
@@ -112,7 +112,7 @@ def _plan(given: Given) -> None:
 
 def _elastic(given: Given) -> None:
     """Rules that hold for other sizes."""
-    from dit_accel.search.elastic.command import close, open_search
+    from dit_accel.search.moa.command import close, open_search
 
     file, ending, clock = given.file(), given.ending, given.clock
     with Bars() as bars:
@@ -125,8 +125,8 @@ def _elastic(given: Given) -> None:
 
 def _vorta(given: Given) -> None:
     """Routers, trained or given."""
-    from dit_accel.search.vorta import Routing, settings_of
-    from dit_accel.search.vorta_pursuit import VortaPursuit, check_routing_goal
+    from dit_accel.search.vorta.pursuit import VortaPursuit, check_routing_goal
+    from dit_accel.search.vorta.routing import Routing, settings_of
 
     goals, settings = given.goals, given.settings
     tau, weights = settings.get("tau"), settings.get("weights")
@@ -148,7 +148,7 @@ def _vorta(given: Given) -> None:
 
 def _timeline(given: Given) -> None:
     """Whole spans of steps."""
-    from dit_accel.search.timeline import GOALS, write_recipes
+    from dit_accel.search.timelines.search import GOALS, write_recipes
 
     speedup, name = given.goals["speedup"], given.name
     goals = GOALS if speedup is None else {name or f"timeline-{speedup:g}x": speedup}

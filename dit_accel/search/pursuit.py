@@ -14,7 +14,7 @@ from dit_accel.recipe import Recipe
 from dit_accel.search.goal import Goal, Measured, pursue
 from dit_accel.search.method import Decided, Search
 from dit_accel.search.outcome import Ending, finish
-from dit_accel.search.plan_page import write_page
+from dit_accel.search.page import write_page
 from dit_accel.search.saved import Saved
 
 MEASURED_JOBS = 2  # calibration prompts on which a candidate's speed and quality are measured

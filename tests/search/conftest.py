@@ -8,7 +8,7 @@ import pytest
 from dit_accel import loading
 from dit_accel.compare import Job
 from dit_accel.registry import FAMILIES
-from dit_accel.search import ditfastattn
+from dit_accel.search.ditfastattn import search as ditfastattn
 from dit_accel.testing import TINY
 from dit_accel_kernels.block_attention import break_even
 

@@ -8,7 +8,7 @@ import torch
 from dit_accel.bricks import lay_bricks
 from dit_accel.methods.attention.base import Anchor
 from dit_accel.plan import resolve
-from dit_accel.search.candidates import menu_of
+from dit_accel.search.ditfastattn_v2.candidates import menu_of
 from dit_accel.search.rows import recipe_of_rows
 from dit_accel.sites import Denoiser
 

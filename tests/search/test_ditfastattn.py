@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from dit_accel import api
-from dit_accel.search import ditfastattn, menu
+from dit_accel.search.ditfastattn import menu
+from dit_accel.search.ditfastattn import search as ditfastattn
 from dit_accel.search.subject import call_of
 from dit_accel.stages import stages
 from tests.search.conftest import JOBS, decide

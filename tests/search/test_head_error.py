@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dit_accel.errors import BadUsage
-from dit_accel.search.head_error import Projected, rse
+from dit_accel.search.ditfastattn_v2.head_error import Projected, rse
 
 SHAPE = 2, 11, 3, 8  # B, N, H, D
 NO_TEXT = slice(11, 11)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from dit_accel.search.knapsack import NONE, solve
+from dit_accel.search.ditfastattn_v2.knapsack import NONE, solve
 
 PUBLISHED = (1.0, (1 - 1 / 16) ** 2, (1 - 1 / 32) ** 2, (1 - 1 / 64) ** 2)
 

@@ -8,7 +8,7 @@ from dit_accel.errors import BadUsage
 from dit_accel.methods.attention.base import Anchor
 from dit_accel.methods.attention.residual import Residual
 from dit_accel.plan import resolve
-from dit_accel.search import menu
+from dit_accel.search.ditfastattn import menu
 from dit_accel.sites import Denoiser
 
 SITE = "transformer", "blocks.0.attn1"

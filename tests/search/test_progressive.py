@@ -9,9 +9,9 @@ from dit_accel import api
 from dit_accel.errors import BadUsage
 from dit_accel.memory import Memory
 from dit_accel.recipe import Recipe
-from dit_accel.search import ditfastattn_v2
+from dit_accel.search.ditfastattn_v2 import search as ditfastattn_v2
+from dit_accel.search.ditfastattn_v2.progressive import HeadDecisions, place_of
 from dit_accel.search.method import TimeIsUp
-from dit_accel.search.progressive import HeadDecisions, place_of
 from dit_accel.search.saved import Saved
 from dit_accel.search.subject import call_of
 from dit_accel.stages import stages

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from dit_accel import recipe_files
 from dit_accel.errors import BadUsage
 from dit_accel.search import maps
+from dit_accel.search.ditfastattn.greedy import Decisions
 from dit_accel.search.goal import Goal
-from dit_accel.search.greedy import Decisions
 from dit_accel.search.pursuit import Clock, Pursuit
 from dit_accel.search.saved import Saved
 from tests.search.conftest import JOBS, decide

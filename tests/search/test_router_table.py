@@ -10,9 +10,9 @@ from dit_accel.errors import BadUsage
 from dit_accel.methods.attention.coreset import Coreset
 from dit_accel.plan import resolve
 from dit_accel.recipe import Recipe
-from dit_accel.search import vorta_page
 from dit_accel.search.goal import Goal
-from dit_accel.search.router_table import compile_table, letters_of, pick_tau, taus
+from dit_accel.search.vorta import page as vorta_page
+from dit_accel.search.vorta.table import compile_table, letters_of, pick_tau, taus
 from dit_accel.sites import Denoiser
 from dit_accel.train.vorta.branches import LETTERS, Branches, branches_of
 from tests.search.conftest import never

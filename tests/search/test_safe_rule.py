@@ -12,8 +12,8 @@ from dit_accel.families import family_of
 from dit_accel.inventory import describe
 from dit_accel.recipe import Recipe
 from dit_accel.recipe_names import RECIPES
-from dit_accel.search.real_models import MODELS, RealModel
-from dit_accel.search.safe_rule import GIB, safe_recipe, timeline
+from dit_accel.search.safe.real_models import MODELS, RealModel
+from dit_accel.search.safe.rule import GIB, safe_recipe, timeline
 from dit_accel.testing import TINY
 
 BY_FOLDER = {model.folder: model for model in MODELS}

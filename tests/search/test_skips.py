@@ -11,7 +11,7 @@ from dit_accel.errors import BadUsage
 from dit_accel.families.pixart import PIXART
 from dit_accel.families.wan import WAN
 from dit_accel.loading import Model
-from dit_accel.search.skips import choose, letters, predicted_error, work
+from dit_accel.search.timelines.skips import choose, letters, predicted_error, work
 from dit_accel.search.trajectory import Trajectory, calibrate, record, sketch
 from dit_accel.testing import TINY
 

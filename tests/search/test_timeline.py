@@ -7,8 +7,8 @@ from dit_accel import api, loading, plan
 from dit_accel.compare import Job
 from dit_accel.families.wan import WAN
 from dit_accel.generate import generate
-from dit_accel.search import timeline
-from dit_accel.search.timeline import search, skips_for
+from dit_accel.search.timelines import search as timeline
+from dit_accel.search.timelines.search import search, skips_for
 from dit_accel.sites import Denoiser
 from dit_accel.testing import TINY
 from tests.search.test_skips import random_trajectory

@@ -10,9 +10,9 @@ from dit_accel import api
 from dit_accel.errors import BadUsage, Slower
 from dit_accel.methods.attention.brick import Brick
 from dit_accel.methods.attention.coreset import Coreset
-from dit_accel.search import vorta
 from dit_accel.search.subject import call_of
-from dit_accel.search.vorta import Routing, Settings
+from dit_accel.search.vorta import routing as vorta
+from dit_accel.search.vorta.routing import Routing, Settings
 from dit_accel.train.vorta import samples as made
 from dit_accel.train.vorta.branches import LETTERS
 from dit_accel.train.vorta.objective import Objective, Weights, draw, embeddings, measure_costs, seconds_on

@@ -1,0 +1,1 @@
+"""DiTFastAttn as a search: per layer and step, greedy along one generation."""

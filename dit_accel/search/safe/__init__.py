@@ -1,0 +1,1 @@
+"""Recipes by rule, for models that nobody has measured here."""

@@ -1,0 +1,1 @@
+"""Whole steps and spans of blocks: which of them are computed."""
