@@ -8,7 +8,6 @@ stores nothing.
 """
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,12 +19,12 @@ from torch import Tensor, nn
 from dit_accel.errors import DitAccelError
 from dit_accel.families.base import Family
 from dit_accel.plan import Plan
+from dit_accel.search.calls import Arguments, by_name
 from dit_accel.session import Forward, Session
 
 OUTER, BLOCK = "dit_accel_search", "dit_accel_search_block"
 
 Streams = tuple[Tensor, ...]
-Arguments = dict[str, Any]  # of a denoiser's forward, by name
 Answer = Callable[[str, Arguments], Any]  # (component, arguments) -> what the pipeline gets
 
 
@@ -109,15 +108,8 @@ def _register(module: nn.Module, hook: ModelHook, name: str) -> None:
     HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
 
 
-class _ByName(ModelHook):
-    """A hook that sees the arguments of its module by name."""
-
-    def initialize_hook(self, module: nn.Module) -> nn.Module:
-        self.names = list(inspect.signature(type(module).forward).parameters)[1:]
-        return module
-
-    def by_name(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
-        return {**dict(zip(self.names, args, strict=False)), **kwargs}
+class _InPlace(ModelHook):
+    """A hook that stands in for a forward."""
 
     def original(self) -> Callable[..., Any]:
         forward = self.fn_ref.original_forward
@@ -125,24 +117,24 @@ class _ByName(ModelHook):
         return forward
 
 
-class _OuterHook(_ByName):
+class _OuterHook(_InPlace):
     def __init__(self, forwards: Forwards, component: str):
         super().__init__()
         self.forwards, self.component = forwards, component
 
     @torch.compiler.disable(recursive=False)
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return self.forwards.take(self.component, self.by_name(args, kwargs), self.original())
+        return self.forwards.take(self.component, by_name(module, args, kwargs), self.original())
 
 
-class _BlockHook(_ByName):
+class _BlockHook(_InPlace):
     def __init__(self, forwards: Forwards, family: Family, number: int):
         super().__init__()
         self.forwards, self.family, self.number = forwards, family, number
 
     @torch.compiler.disable(recursive=False)
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        beginning, arguments = self.forwards.beginning, self.by_name(args, kwargs)
+        beginning, arguments = self.forwards.beginning, by_name(module, args, kwargs)
         names = [name for name in self.family.streams if arguments.get(name) is not None]
         streams = tuple(arguments[name] for name in names)
         beginning.at = self.forwards.session.at

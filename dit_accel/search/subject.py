@@ -3,8 +3,6 @@
 The pipeline runs up to its first call of a denoiser: that tells the grid, the text and the noise levels.
 """
 
-import functools
-import inspect
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -22,6 +20,7 @@ from dit_accel.families.base import Family
 from dit_accel.inventory import describe
 from dit_accel.loading import Model
 from dit_accel.plan import Key
+from dit_accel.search.calls import by_name
 from dit_accel.search.trajectory import family_of_model
 from dit_accel.sites import Denoiser, match_attention
 from dit_accel.stages import stages
@@ -189,16 +188,14 @@ def _first_inputs(
     """The arguments of the first call of a denoiser, and the noise levels of its schedule."""
     seen: dict[str, Any] = {}
 
-    def leave(names: list[str], module: nn.Module, args: Any, kwargs: Any) -> None:
-        seen.update({**dict(zip(names, args, strict=False)), **kwargs})
+    def leave(module: nn.Module, args: Any, kwargs: Any) -> None:
+        seen.update(by_name(module, args, kwargs))
         raise _Seen
 
-    hooks = []
-    for module in denoisers_of(model).values():
-        names = list(inspect.signature(type(module).forward).parameters)[1:]
-        hooks.append(
-            module.register_forward_pre_hook(functools.partial(leave, names), prepend=True, with_kwargs=True)
-        )
+    hooks = [
+        module.register_forward_pre_hook(leave, prepend=True, with_kwargs=True)
+        for module in denoisers_of(model).values()
+    ]
     try:
         with stages(model.pipe):
             model.pipe(**call_of(jobs, arguments), output_type="latent")

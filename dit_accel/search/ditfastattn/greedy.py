@@ -24,8 +24,9 @@ from torch import nn
 from dit_accel.errors import DenseFallback
 from dit_accel.plan import Key, Plan, resolve
 from dit_accel.search import forwards
+from dit_accel.search.calls import Arguments
 from dit_accel.search.ditfastattn import menu
-from dit_accel.search.forwards import Arguments, Forwards, Ran
+from dit_accel.search.forwards import Forwards, Ran
 from dit_accel.search.method import Decided, Ended, TimeIsUp, Told
 from dit_accel.session import Session
 from dit_accel.timeline import ALONE, Track

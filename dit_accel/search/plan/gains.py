@@ -19,7 +19,8 @@ from dit_accel.compare import Job
 from dit_accel.generate import generate
 from dit_accel.plan import Key, Plan
 from dit_accel.recipe import Recipe
-from dit_accel.search.forwards import Arguments, Forwards, tensor_of
+from dit_accel.search.calls import Arguments, Steps
+from dit_accel.search.forwards import Forwards, tensor_of
 from dit_accel.search.plan.noted import Noted
 from dit_accel.search.plan.probes import reusing_at
 from dit_accel.search.plan.sensitivity import looked_at
@@ -81,17 +82,15 @@ class _Looker:
     looks: frozenset[int]
     guidance: float
     moved: Moved = field(default_factory=dict)
-    timesteps: list[float] = field(default_factory=list[float])
+    steps: Steps = field(default_factory=Steps)
     of_cond: dict[Key, Tensor] = field(default_factory=dict[Key, Tensor])
     forwards: Forwards = field(init=False)
 
     def answer(self, component: str, arguments: Arguments) -> Any:
         """One call of the pipeline."""
-        timestep = arguments["timestep"].flatten()[0].item()
-        if not self.timesteps or timestep != self.timesteps[-1]:
-            self.timesteps.append(timestep)
+        step, keys = self.steps.of(arguments), self.subject.all_attention()
+        if self.steps.began:
             self.of_cond = {}
-        step, keys = len(self.timesteps) - 1, self.subject.all_attention()
         # what the next step reuses is stored by the dense forward of this one
         keeping = reusing_at(self.subject, step + 1, keys) if step + 1 in self.looks else Recipe.neutral()
         ran = self.forwards.run(component, {"": arguments}, self._plan(keeping))

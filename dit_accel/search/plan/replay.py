@@ -1,13 +1,13 @@
 """Dense answers, kept: a run that changes something late in the schedule takes all before it from them."""
 
 import contextlib
-import functools
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import nn
+
+from dit_accel.search.calls import Steps, by_name
 
 HOOK = "dit_accel_replay"
 
@@ -25,20 +25,13 @@ class Replay:
     def recording(self) -> Iterator[None]:
         """Keeps every answer of the run inside."""
         self.answers, self.steps = [], []
-        timesteps: list[float] = []
+        steps = Steps()
 
-        def keep(names: Sequence[str], _module: nn.Module, args: Any, kwargs: Any, answer: Any) -> None:
-            timestep = {**dict(zip(names, args, strict=False)), **kwargs}["timestep"].flatten()[0].item()
-            if not timesteps or timestep != timesteps[-1]:
-                timesteps.append(timestep)
+        def keep(module: nn.Module, args: Any, kwargs: Any, answer: Any) -> None:
             self.answers.append(answer)
-            self.steps.append(len(timesteps) - 1)
+            self.steps.append(steps.of(by_name(module, args, kwargs)))
 
-        hooks = []
-        for module in self.modules.values():
-            names = list(inspect.signature(type(module).forward).parameters)[1:]
-            hook = functools.partial(keep, names)
-            hooks.append(module.register_forward_hook(hook, with_kwargs=True))
+        hooks = [module.register_forward_hook(keep, with_kwargs=True) for module in self.modules.values()]
         try:
             yield
         finally:

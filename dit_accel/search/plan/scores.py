@@ -25,7 +25,8 @@ from dit_accel.methods.attention.base import check
 from dit_accel.methods.attention.full import Full
 from dit_accel.plan import Key, Plan
 from dit_accel.recipe import Choice, Recipe
-from dit_accel.search.forwards import Arguments, Forwards
+from dit_accel.search.calls import Arguments
+from dit_accel.search.forwards import Forwards
 from dit_accel.search.plan.candidates import Candidate
 from dit_accel.search.plan.felt import Felt, Rows, Split
 from dit_accel.search.plan.noted import Noted

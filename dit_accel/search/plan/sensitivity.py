@@ -8,7 +8,7 @@ backward of r . v gives an unbiased look at the rows of J^T J; its diagonal, ave
 """
 
 import contextlib
-import inspect
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dit_accel.search.forwards import Arguments, tensor_of
+from dit_accel.search.calls import Arguments, Steps, by_name
+from dit_accel.search.forwards import tensor_of
 
 PROBES = 2  # backwards for each forward looked at
 LOOKS = 5  # noise levels looked at; between them M is interpolated in its logarithm
@@ -122,29 +123,20 @@ def recording(
 ) -> Iterator[dict[str, list[Call]]]:
     """Notes the calls that a pipeline makes of its denoisers at some of its steps, in order."""
     found: dict[str, list[Call]] = {name: [] for name in modules}
-    state: dict[str, Any] = {"step": -1, "timestep": None, "branch": ""}
+    count = Steps()
 
-    def note(component: str, names: list[str], module: nn.Module, args: Any, kwargs: Any) -> None:
-        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-        timestep = arguments["timestep"].flatten()[0].item()
-        if timestep != state["timestep"]:
-            state.update(step=state["step"] + 1, timestep=timestep, branch="both" if batched else "cond")
-        else:
-            state["branch"] = "uncond"
-        if state["step"] in steps:
+    def note(component: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        arguments = by_name(module, args, kwargs)
+        step = count.of(arguments)
+        if step in steps:
+            branch = "both" if batched else "cond" if count.began else "uncond"
             kept = {name: _copy(value) for name, value in arguments.items()}
-            found[component].append(Call(state["step"], state["branch"], kept))
+            found[component].append(Call(step, branch, kept))
 
-    hooks = []
-    for component, module in modules.items():
-        names = list(inspect.signature(type(module).forward).parameters)[1:]
-
-        def hook(
-            module: nn.Module, args: Any, kwargs: Any, component: str = component, names: list[str] = names
-        ) -> None:
-            note(component, names, module, args, kwargs)
-
-        hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+    hooks = [
+        module.register_forward_pre_hook(functools.partial(note, component), with_kwargs=True)
+        for component, module in modules.items()
+    ]
     try:
         yield found
     finally:

@@ -5,7 +5,6 @@ The model's own processors run, with norm, rotation and projections; only their 
 """
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -56,7 +55,6 @@ class Routed(Session):
         self.record = record
         self.serve: Serve | None = None
         self._tracks = {site: self._track(site, heads) for site, heads in record.self_attention.items()}
-        self._names = list(inspect.signature(type(self.module).forward).parameters)[1:]
 
     def _track(self, site: str, heads: int) -> Track:
         entry = Entry(ALONE * heads, ((_Served(site, self), tuple(range(heads))),), {})

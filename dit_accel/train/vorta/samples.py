@@ -5,7 +5,6 @@ needed. Their latents are kept in files, one for each prompt. What the denoiser 
 masks, positions) is taken from the first step of a call, branch by branch.
 """
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from dit_accel import compat
 from dit_accel.compare import Job
 from dit_accel.errors import BadUsage
 from dit_accel.loading import Model
+from dit_accel.search.calls import by_name
 from dit_accel.search.subject import call_of
 from dit_accel.stages import stages
 
@@ -80,10 +80,9 @@ def _run(
 ) -> tuple[list[Arguments], Tensor | None]:
     """The denoiser's arguments at the first step; the latents, where the `whole` run is wanted."""
     calls: list[Arguments] = []
-    names = list(inspect.signature(type(model.pipe.transformer).forward).parameters)[1:]
 
     def look(module: nn.Module, args: Any, kwargs: Any) -> None:
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        given = by_name(module, args, kwargs)
         first = not calls or torch.equal(given["timestep"], calls[0]["timestep"])
         if first:
             calls.append({name: _copy(value) for name, value in given.items()})
