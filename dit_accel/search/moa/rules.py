@@ -42,7 +42,8 @@ def elastic_rules(grids: Sequence[Grid]) -> list[Rules]:
     counts = [[math.ceil(n / size) for n, size in zip(grid, best_brick(grid), strict=True)] for grid in grids]
     axes = [axis_rules(of_axis) for of_axis in zip(*counts, strict=True)]
     found: dict[bytes, Rules] = {}
-    for rules in itertools.product(*axes):
+    for frames, rows, columns in itertools.product(*axes):
+        rules: Rules = frames, rows, columns
         kept = [lay_bricks(grid, 0, best_brick(grid)).within_bricks(rules).numpy() for grid in grids]
         if min(float(blocks.mean()) for blocks in kept) <= DENSEST:
             found.setdefault(b"|".join(blocks.tobytes() for blocks in kept), rules)
