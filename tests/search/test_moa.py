@@ -91,6 +91,8 @@ def test_the_front_has_no_solution_that_another_beats_everywhere():
     assert 1 < len(found) <= 4
     for one, other in itertools.permutations(found, 2):
         assert not (one < other * (1 - 1e-3)).all()
+    alike = np.stack([errors[0]] * 3), np.stack([work[0]] * 3)
+    assert len(fronts(*alike, shares, 0.5)) == 1  # sizes that agree have one solution
 
 
 def test_a_bound_that_no_rules_reach_is_refused():

@@ -114,7 +114,9 @@ def test_the_recipe_computes_what_the_search_saw(case, menu, tiny):
     for row in found["report"].rows:  # capitals are full passes, "." in a report
         ran = ["".join("F" if x == "." or x.isupper() else x for x in text) for text in row.ran]
         branch = "cond" if row.branch == "both" else row.branch
-        assert ran == picks[place_of(branch, ("transformer", row.site))]
+        wanted = picks[place_of(branch, ("transformer", row.site))]
+        # where all heads reuse the module itself does, one letter for it
+        assert ran == ["r" if set(text) == {"r"} else text for text in wanted]
 
 
 @pytest.mark.parametrize("menu", ["v2", "ours"])
@@ -264,7 +266,7 @@ def test_two_denoisers_each_begin_full(tiny):
     assert second == [""] * handover + ["FFFF"] + ["rrrr"] * (11 - handover)
     with api.accelerated(pipe, recipe, strict=True) as handle, stages(pipe):
         pipe(**call_of(search.jobs, search.arguments), output_type="latent")
-        assert handle.report().counters["reuse"] == 4 * 2 * 10
+        assert handle.report().counters["reuse"] == 2 * 10  # modules: nothing of them runs
 
 
 @pytest.mark.parametrize(("menu", "case"), [("v2", "wan"), ("ours", "pixart_sigma"), ("ours", "cogvideox")])

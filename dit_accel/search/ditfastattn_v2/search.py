@@ -97,14 +97,26 @@ class DiTFastAttnV2(Search):
                 place = place if place in decisions.picks else place_of("cond", key)
                 lanes = [self.candidates.row(each) for each in decisions.histories(place, steps, heads)]
                 rows[branch][key] = ["".join(lane[step] for lane in lanes) for step in range(steps)]
-        return self._recipe(rows, idle="" if FULLS[self.full] else FULL)
+        return self._recipe(rows, idle="" if FULLS[self.full] else FULL, skipping=True)
 
     def picture(self, delta: float, decisions: HeadDecisions) -> str:
         return head_picks.picture(self.heads, len(self.levels), self.candidates, delta, self.error, decisions)
 
-    def _recipe(self, rows: Mapping[str, Mapping[Key, Sequence[str]]], idle: str) -> Recipe:
-        choices = self.candidates.choices
-        return recipe_of_rows(rows, {}, choices, self.levels, self.made_for, self.name, self.memory_gb, idle)
+    def _recipe(
+        self, rows: Mapping[str, Mapping[Key, Sequence[str]]], idle: str, skipping: bool = False
+    ) -> Recipe:
+        """With `skipping` a module all of whose heads reuse does not run: its last output is the same."""
+        skipped = {
+            branch: {key: "".join(_module(text) for text in rows[branch][key]) for key in self.heads}
+            for branch in rows
+        }
+        timeline, choices = (
+            (skipped if skipping else {}),
+            {"C": {"method": "compute"}} | self.candidates.choices,
+        )
+        return recipe_of_rows(
+            rows, timeline, choices, self.levels, self.made_for, self.name, self.memory_gb, idle
+        )
 
     def _installed(self) -> Recipe:
         """A recipe that wants at every layer all that the search will run there."""
@@ -126,6 +138,11 @@ class DiTFastAttnV2(Search):
                 entries[branch] = (entry,) * len(self.levels)
             tracks[key] = Track(entries, 0)
         return Plan(tracks, {}, {}, self.levels, {"T": "searched"}, ())
+
+
+def _module(text: str) -> str:
+    """What a module does at a step, by the letters of its heads."""
+    return REUSE if set(text) == {REUSE} else "C"
 
 
 def look(
