@@ -12,7 +12,10 @@ from dit_accel.errors import DitAccelError
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 SHAPE = {"height": "height", "width": "width", "num_frames": "frames", "num_inference_steps": "steps"}
-HEAD = ("what ran", "seconds", "dense beside it", "speedup", "PSNR dB", "SSIM", "fits its prompt", "peak GiB")
+HEAD = (
+    "what ran", "seconds", "dense beside it", "speedup", "PSNR dB", "SSIM", "fits its prompt", "peak GiB",
+    "attention kept", "minutes of search"
+)  # fmt: skip
 QUALITY = ("psnr", "ssim", "faithfulness")
 BESIDES = ("attention_kept", "search_minutes", "kernel_alone")  # of the recipe's line
 NOTHING = "No result has been recorded yet."
@@ -144,6 +147,8 @@ def _cells(row: Line) -> tuple[str, ...]:
         "" if reference else _number(row.get("ssim"), 3),
         _number(row.get("faithfulness"), 3),
         _number(None if peak is None else peak / 2**30, 2),
+        _number(row.get("attention_kept"), 2),
+        _number(row.get("search_minutes"), 1),
     )
 
 

@@ -58,14 +58,15 @@ def test_a_comparison_becomes_a_line_for_each_column():
 
 
 def test_lines_come_back_as_a_table_with_speed_and_quality_in_a_row(tmp_path: Path):
-    results.append(results.lines_from(COMPARED, commit="abc1234"), tmp_path, "cpu")
+    searched = COMPARED | {"attention_kept": 0.604, "search_minutes": 7.49}
+    results.append(results.lines_from(searched, commit="abc1234"), tmp_path, "cpu")
     table = results.tables(results.read(tmp_path))
     assert (
         "**toys/wan** on a CPU, 2 threads: 64 x 128, 17 frames, 30 steps (medians of 2 runs, commit abc1234)"
         in table
     )
-    assert "| dense | 6.00 |  | 1.00 |  |  |  | 1.50 |" in table
-    assert "| dit_accel:toys/wan/balanced | 3.00 | 6.00 | 2.00 | 31.2 | 0.970 |  | 1.50 |" in table
+    assert "| dense | 6.00 |  | 1.00 |  |  |  | 1.50 |  |  |" in table
+    assert "| dit_accel:toys/wan/balanced | 3.00 | 6.00 | 2.00 | 31.2 | 0.970 |  | 1.50 | 0.60 | 7.5 |" in table
 
 
 def test_the_newest_line_of_a_name_counts(tmp_path: Path):
