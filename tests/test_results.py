@@ -66,7 +66,9 @@ def test_lines_come_back_as_a_table_with_speed_and_quality_in_a_row(tmp_path: Pa
         in table
     )
     assert "| dense | 6.00 |  | 1.00 |  |  |  | 1.50 |  |  |" in table
-    assert "| dit_accel:toys/wan/balanced | 3.00 | 6.00 | 2.00 | 31.2 | 0.970 |  | 1.50 | 0.60 | 7.5 |" in table
+    assert (
+        "| dit_accel:toys/wan/balanced | 3.00 | 6.00 | 2.00 | 31.2 | 0.970 |  | 1.50 | 0.60 | 7.5 |" in table
+    )
 
 
 def test_the_newest_line_of_a_name_counts(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,11 @@ from dit_accel import api
 from dit_accel.block_heads import Near
 from dit_accel.bricks import best_brick, lay_bricks, reach
 from dit_accel.errors import BadUsage
-from dit_accel.generate import generate
+from dit_accel.generate import call_arguments, generate
+from dit_accel.loading import Place, load
+from dit_accel.metrics import psnr
+from dit_accel.prompts import jobs
+from dit_accel.recipe import Recipe
 from dit_accel.search.moa.command import check_bound, open_search, sizes_of
 from dit_accel.search.moa.rules import axis_rules, elastic_rules, menu_at
 from dit_accel.search.moa.solving import assign, foretold, fronts, weightings
@@ -217,3 +222,23 @@ def test_a_goal_is_one_and_in_reach(given, words):
         check_bound(given.get("density"), goals)
     assert check_bound(0.5, dict.fromkeys(("speedup", "psnr"))) is None
     assert check_bound(None, {"speedup": 1.5, "psnr": None}).value == 1.5
+
+
+def test_rules_of_other_sizes_are_as_good_as_those_of_this_one():
+    """Both were found by `--method moa` on toys/wan; here they run at 64 x 64, 33 frames, on fresh prompts."""
+    model = load("toys/wan", Place("cpu"))
+    arguments = call_arguments(model, {})
+    every = jobs(model, None, 2, 1500)
+    dense = [generate(model, job.prompt, arguments, job.seed).frames for job in every]
+    quality, kept = {}, {}
+    for name in ("elsewhere", "here"):
+        recipe = Recipe.from_file(Path(__file__).parent / "moa" / f"{name}.toml")
+        own = [9, 16, 16] in recipe.made_by["calibrated_at"]
+        assert own == (name == "here") and recipe.made_by["chosen_at"] == [9, 16, 16]
+        with api.accelerated(model.pipe, recipe, strict=True) as handle:
+            frames = [generate(model, job.prompt, arguments, job.seed).frames for job in every]
+            kept[name] = handle.report().attention_kept
+        quality[name] = np.mean([psnr(one, other) for one, other in zip(frames, dense, strict=True)])
+    assert kept["elsewhere"] <= kept["here"] + 0.01
+    assert quality["elsewhere"] >= quality["here"] - 1.0
+    assert quality["elsewhere"] > 25.0
