@@ -225,7 +225,7 @@ def test_a_goal_is_one_and_in_reach(given, words):
 
 
 def test_rules_of_other_sizes_are_as_good_as_those_of_this_one():
-    """Both were found by `--method moa` on toys/wan; here they run at 64 x 64, 33 frames, on fresh prompts."""
+    """Both are of `--method moa` on toys/wan; here they run at 64 x 64, 33 frames, on fresh prompts."""
     model = load("toys/wan", Place("cpu"))
     arguments = call_arguments(model, {})
     every = jobs(model, None, 2, 1500)
