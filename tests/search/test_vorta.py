@@ -1,6 +1,7 @@
 """VORTA: what training runs is what a recipe runs; the loss is the paper's; a table becomes a recipe."""
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +9,16 @@ import torch
 
 from dit_accel import api
 from dit_accel.errors import BadUsage, Slower
+from dit_accel.generate import call_arguments
+from dit_accel.loading import Place, load
 from dit_accel.methods.attention.brick import Brick
 from dit_accel.methods.attention.coreset import Coreset
+from dit_accel.prompts import jobs
+from dit_accel.recipe_names import resolve_model
 from dit_accel.search.subject import call_of
 from dit_accel.search.vorta import routing as vorta
-from dit_accel.search.vorta.routing import Routing, Settings
+from dit_accel.search.vorta.routing import Routing, Settings, settings_of
+from dit_accel.search.vorta.table import letters_of
 from dit_accel.train.vorta import samples as made
 from dit_accel.train.vorta.branches import LETTERS
 from dit_accel.train.vorta.objective import Objective, Weights, draw, embeddings, measure_costs, seconds_on
@@ -299,3 +305,15 @@ def test_two_denoisers_and_a_start_image_are_refused(tiny, tmp_path):
         BadUsage, match=r"its denoiser takes \(1, 36, 3, 4, 4\) and the latents are \(1, 16, 3"
     ):
         made._branches(model.model, [call, call], torch.zeros(1, 16, 3, 4, 4))
+
+
+@pytest.mark.parametrize(("name", "full"), [("wan", 0.887), ("pixart", 0.469), ("qwen_image", 0.921)])
+def test_the_routers_beside_a_toy_are_those_its_readme_tells_of(name, full, tmp_path):
+    model = load(f"toys/{name}", Place("cpu"))
+    folder = Path(resolve_model(f"toys/{name}"))
+    settings = settings_of({"coreset": "keys", "full": "auto"})
+    routing = Routing(model, jobs(model, None, 1, 1000), call_arguments(model, {}), settings, tmp_path)
+    routing.look()
+    table = routing.table(routing.load(folder / "vorta" / "routers.safetensors"))
+    share = np.mean([letters_of(scores, None).ravel() == 0 for scores in table.values()])
+    assert share == pytest.approx(full, abs=2e-3)
