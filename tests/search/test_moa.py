@@ -233,8 +233,8 @@ def test_rules_of_other_sizes_are_as_good_as_those_of_this_one():
     quality, kept = {}, {}
     for name in ("elsewhere", "here"):
         recipe = Recipe.from_file(Path(__file__).parent / "moa" / f"{name}.toml")
-        own = [9, 16, 16] in recipe.made_by["calibrated_at"]
-        assert own == (name == "here") and recipe.made_by["chosen_at"] == [9, 16, 16]
+        own = (9, 16, 16) in recipe.made_by["calibrated_at"]
+        assert own == (name == "here") and recipe.made_by["chosen_at"] == (9, 16, 16)
         with api.accelerated(model.pipe, recipe, strict=True) as handle:
             frames = [generate(model, job.prompt, arguments, job.seed).frames for job in every]
             kept[name] = handle.report().attention_kept
