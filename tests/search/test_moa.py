@@ -90,6 +90,16 @@ def test_an_assignment_is_the_best_there_is(seed):
         assert cost(chosen) == pytest.approx(min(map(cost, fitting)), rel=1e-3)
 
 
+def test_what_cannot_be_is_not_assigned():
+    errors, work, shares = table(2, 2, 6, 3)
+    weights = np.array([0.5, 0.5])
+    before = assign(errors, work, shares, 0.6, weights)
+    unit = int(np.flatnonzero(before)[0])
+    errors[1, unit, before[unit]] = np.inf
+    after = assign(errors, work, shares, 0.6, weights)
+    assert after[unit] != before[unit] and np.isfinite(foretold(errors, after)).all()
+
+
 def test_the_front_has_no_solution_that_another_beats_everywhere():
     errors, work, shares = table(3, 3, 40, 5)
     found = [foretold(errors, chosen) for chosen in fronts(errors, work, shares, 0.5)]
@@ -161,11 +171,35 @@ def test_foretold_errors_are_those_of_the_heads_that_run(case, tiny, tmp_path):
     assert {key: [len(row) for row in rows] for key, rows in assigned.items()} == {
         key: [count] * math.ceil(len(search.target.levels) / 4) for key, count in heads.items()
     }
+    _check_what_cannot_be(search, assigned)
     again = searching(tiny(case, **TARGETS[case]), tmp_path, SIZES[case])  # goes on from the state files
     for survey in again.surveys:
         survey.state.once = lambda group, measure, kept=survey.state: kept.groups[group]
     again.measure()
     assert again.solutions(0.7)[0][0] == assigned
+
+
+def _check_what_cannot_be(search, assigned):
+    """What was refused at one size is in no solution; steps that a layer does not run are no work."""
+    first, second = search.target.layers()
+    used = next(rules for row in assigned[first] for rules in row if rules is not None)
+    candidate = search.menus[1][0][search.menus[1][1][search.rules.index(used)]]
+    search.surveys[1].noted[0][first].pair[candidate][2:] = np.inf
+    for survey in search.surveys:
+        for table in survey.noted[0][second].pair.values():
+            table[4:] = np.inf  # the first of its intervals is all that runs
+    for name in ("weighed", "shares", "errors"):
+        vars(search).pop(name)
+    fewer, errors = search.solutions(0.95)[0]
+    same = [
+        r
+        for r, place in zip(search.rules, search.menus[1][1], strict=True)
+        if search.menus[1][0][place] == candidate
+    ]
+    assert not {rules for row in fewer[first] for rules in row} & set(same) and np.isfinite(errors).all()
+    shares = dict(zip(search.units, search.shares, strict=True))
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares[second, 1, 0] == 0 < shares[second, 0, 0] == shares[first, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ class DiTFastAttnV2(Search):
         }
         timeline, choices = (
             (skipped if skipping else {}),
-            {"C": {"method": "compute"}} | self.candidates.choices,
+            {"C": {"method": "compute"}, **self.candidates.choices},
         )
         return recipe_of_rows(
             rows, timeline, choices, self.levels, self.made_for, self.name, self.memory_gb, idle

@@ -79,6 +79,8 @@ class ElasticSearch:
             survey.take_seconds()
             self.timed(self.dense_seconds)
             survey.take_errors()
+            for reason in survey.refused:
+                self.tell(f"left out at {survey.subject.grid}: {reason}")
 
     @property
     def dense_seconds(self) -> float:
@@ -96,28 +98,47 @@ class ElasticSearch:
             for head in range(self.target.attention(key).heads)
         ]
 
-    @property
+    @functools.cached_property
+    def weighed(self) -> list[dict[Key, np.ndarray]]:
+        """[size][layer] [M, T, H]: errors in the frames of what is scored there, the mean over prompts.
+
+        Infinite where nothing was scored: what was refused, and steps that another denoiser runs.
+        """
+        return [
+            {
+                key: np.stack(
+                    [
+                        np.mean([n[key].pair[each] * w[:, None] for n, w in scored], axis=0)
+                        for each in survey.menu
+                    ]
+                )
+                for key in self.target.layers()
+            }
+            for survey in self.surveys
+            for scored in [list(zip(survey.noted, survey.weights, strict=True))]
+        ]
+
+    def ran(self, key: Key) -> np.ndarray:
+        """[T]: whether a layer runs at a step."""
+        return np.isfinite(self.weighed[0][key]).any(axis=(0, 2))
+
+    @functools.cached_property
     def shares(self) -> np.ndarray:
         """[U]: the part of all steps and heads that a unit is."""
-        lengths = np.diff([*self.starts, len(self.target.levels)])
-        steps = np.array([lengths[interval] for _, interval, _ in self.units], dtype=float)
-        return steps / steps.sum()
+        steps = {
+            key: np.add.reduceat(self.ran(key).astype(float), self.starts) for key in self.target.layers()
+        }
+        taken = np.array([steps[key][interval] for key, interval, _ in self.units])
+        return taken / taken.sum()
 
     @functools.cached_property
     def errors(self) -> np.ndarray:
         """[S, U, R + 1]: what each choice of a unit adds to the squared error of the frames; 0 is full."""
         found = np.zeros((len(self.surveys), len(self.units), len(self.rules) + 1))
-        for size, (survey, (menu, places)) in enumerate(zip(self.surveys, self.menus, strict=True)):
-            for key in self.target.layers():
-                weighed = [
-                    sum(
-                        noted[key].pair[candidate] * weights[:, None]
-                        for noted, weights in zip(survey.noted, survey.weights, strict=True)
-                    )
-                    / len(survey.noted)
-                    for candidate in menu
-                ]  # [T, H] of each candidate
-                by_interval = [np.add.reduceat(each, self.starts, axis=0) for each in weighed]
+        for size, (_, places) in enumerate(self.menus):
+            for key, scored in self.weighed[size].items():
+                of_steps = np.where(self.ran(key)[:, None], scored, 0.0)
+                by_interval = np.add.reduceat(of_steps, self.starts, axis=1)
                 rows = [number for number, (own, *_) in enumerate(self.units) if own == key]
                 for rule, place in enumerate(places, 1):
                     found[size, rows, rule] = by_interval[place].ravel()  # intervals, and heads in them

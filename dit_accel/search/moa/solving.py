@@ -29,27 +29,32 @@ def assign(
 ) -> np.ndarray:
     """The choice [U] of every unit: 0 is full attention, r the rule r - 1.
 
-    `errors` [S, U, R + 1] of each choice at each size, `work` [S, R + 1] the share of all pairs that it
-    attends, `shares` [U] the part of all attention that a unit is. At no size more than `bound` of the work
-    is kept. Raises BadUsage where no rules keep so little.
+    `errors` [S, U, R + 1] of each choice at each size, infinite where it cannot be, `work` [S, R + 1] the
+    share of all pairs that it attends, `shares` [U] the part of all attention that a unit is. At no size
+    more than `bound` of the work is kept. Raises BadUsage where no rules keep so little.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array, kron
 
     sizes, units, choices = errors.shape
-    size_of = np.maximum(errors.max(axis=2).sum(axis=1), 1e-300)  # errors of sizes are of no common scale
-    cost = np.tensordot(weights / size_of, errors, axes=1).ravel()
+    possible = np.isfinite(errors).all(axis=0)
+    finite = np.where(possible, errors, 0.0)
+    size_of = np.maximum(finite.max(axis=2).sum(axis=1), 1e-300)  # errors of sizes are of no common scale
+    cost = np.tensordot(weights / size_of, finite, axes=1).ravel()
+    most = possible.ravel().astype(float)
     one_each = kron(csr_array(np.eye(units)), np.ones((1, choices)), format="csr")
     kept = np.stack([np.outer(shares, work[size]).ravel() for size in range(sizes)])
     result = milp(
         cost / max(cost.max(), 1e-300),
         constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(kept, ub=bound)],
         integrality=np.ones(cost.size),
-        bounds=Bounds(0, 1),
+        bounds=Bounds(np.zeros_like(most), most),  # pyright: ignore[reportArgumentType] - arrays are meant
         options={"mip_rel_gap": GAP},
     )
     if result.x is None:
-        least = max(float(work[size].min()) for size in range(sizes))
+        least = max(
+            float((shares * np.where(possible, work[size], 1.0).min(axis=1)).sum()) for size in range(sizes)
+        )
         raise BadUsage(
             f"asked to keep {bound:.1%} of the attention's work; the rules of these sizes keep {least:.1%} "
             "at least. Ask for more, or calibrate at greater sizes."
