@@ -120,7 +120,8 @@ class ElasticSearch:
 
     def ran(self, key: Key) -> np.ndarray:
         """[T]: whether a layer runs at a step."""
-        return np.isfinite(self.weighed[0][key]).any(axis=(0, 2))
+        scored: np.ndarray = np.isfinite(self.weighed[0][key])
+        return np.asarray(scored.any(axis=(0, 2)))
 
     @functools.cached_property
     def shares(self) -> np.ndarray:
