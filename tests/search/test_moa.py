@@ -16,9 +16,12 @@ from dit_accel.loading import Place, load
 from dit_accel.metrics import psnr
 from dit_accel.prompts import jobs
 from dit_accel.recipe import Recipe
+from dit_accel.search.goal import Goal
 from dit_accel.search.moa.command import check_bound, open_search, sizes_of
-from dit_accel.search.moa.rules import axis_rules, elastic_rules, menu_at
+from dit_accel.search.moa.rules import MOST, axis_rules, elastic_rules, menu_at
+from dit_accel.search.moa.search import Tried
 from dit_accel.search.moa.solving import assign, foretold, fronts, weightings
+from dit_accel.search.moa.writing import LETTERS
 from dit_accel.search.outcome import Ending
 from dit_accel.search.pursuit import Clock
 from tests.search.conftest import JOBS
@@ -46,6 +49,12 @@ def test_rules_that_keep_the_same_blocks_are_one():
     ]
     assert len(set(masks)) == len(rules) > 10
     assert all(min(Near(extent=r).density(g) for g in GRIDS) <= 0.95 for r in rules)
+
+
+def test_great_grids_have_no_more_rules_than_letters():
+    rules = elastic_rules([(21, 30, 52), (13, 45, 80)])  # Wan at 480p, 81 frames and at 720p, 49 frames
+    assert 30 < len(rules) <= MOST == len(LETTERS) == len(set(LETTERS))
+    assert any(rule[0] == (0.0, 1.0) for rule in rules) and any(rule[0] == 0 for rule in rules)
 
 
 @pytest.mark.parametrize("text", [0, 37])
@@ -146,6 +155,35 @@ def test_rules_found_at_two_sizes_run_at_a_third(case, tiny, tmp_path):
         assert report.counters["brick"] > 0
         if subject is not search.target:
             assert report.attention_kept <= 0.7 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("goal", "wanted"), [(Goal("speedup", 1.5), 0.5), (Goal("psnr", 30.0), 0.6), (Goal("speedup", 9.0), 0.3)]
+)
+def test_a_goal_is_reached_by_the_bound(goal, wanted, tiny, tmp_path, monkeypatch):
+    """Less work is faster and farther from dense; below 0.28 there are no rules."""
+    search = searching(tiny("wan", **TARGETS["wan"]), tmp_path, SIZES["wan"])
+    search.goal = goal
+    asked = []
+
+    def solutions(bound):
+        asked.append(bound)
+        if bound < 0.28:
+            raise BadUsage("no rules keep so little")
+        return [({}, [0.0])]
+
+    def tried(bound, assigned, errors):
+        measured = {"speedup": 2.0 - bound, "psnr": 50.0 * bound}
+        search.tried.append(Tried(Recipe.neutral(), assigned, bound, errors, measured))
+        return search.tried[-1]
+
+    for name, stub in (("measure", lambda: None), ("solutions", solutions), ("_try", tried)):
+        monkeypatch.setattr(search, name, stub)
+    monkeypatch.setattr(search, "_out_of_time", lambda: False)
+    best = search.find()
+    assert abs(best.bound - wanted) < 0.07 and len(asked) <= 7
+    if goal.value < 9:
+        assert goal.reached(best.measured)
 
 
 @pytest.mark.parametrize("case", ["wan"])

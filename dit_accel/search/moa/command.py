@@ -80,7 +80,7 @@ def open_search(
     calibrated = [_subject_at(model, target, size, sites) for size in sizes]
     _check_grids([each.grid for each in calibrated], target)
     states = [
-        State(_state_of(file, size), asked_of(each) | {"method": "moa", "measured": MEASURED, "full": full})
+        State(_state_of(file, size), asked_of(each) | {"method": "moa", "measured": MEASURED})
         for size, each in zip(sizes, calibrated, strict=True)
     ]
     search = ElasticSearch(

@@ -18,6 +18,7 @@ from dit_accel.search.plan.candidates import ALL, Candidate
 BETAS = tuple(eighth / 8 for eighth in range(1, 9))
 ALPHAS = (1, -1, 2, -2)
 LONGEST = 64  # bricks on an axis that a whole extent is tried up to
+MOST = 60  # rules in all: each is scored at every head and step, and has a letter in the recipe
 DENSEST = 0.95  # of all pairs of blocks, at every size; what keeps more is full attention
 
 
@@ -37,10 +38,26 @@ def axis_rules(counts: Sequence[int]) -> list[Rule]:
     return list(found.values())
 
 
+def _thinned(axes: Sequence[Sequence[Rule]], counts: Sequence[int]) -> list[list[Rule]]:
+    """So few rules of each axis that all their combinations are `MOST`, from its narrowest to its widest."""
+    ordered = [
+        sorted(rules, key=lambda rule, n=n: (min(reach(rule, n), n - 1), rule == ALL))
+        for rules, n in zip(axes, counts, strict=True)
+    ]
+    sizes = [len(rules) for rules in axes]
+    while math.prod(sizes) > MOST:
+        sizes[sizes.index(max(sizes))] -= 1
+    places = [
+        np.linspace(0, len(rules) - 1, size).round().astype(int)
+        for rules, size in zip(ordered, sizes, strict=True)
+    ]
+    return [[rules[place] for place in kept] for rules, kept in zip(ordered, places, strict=True)]
+
+
 def elastic_rules(grids: Sequence[Grid]) -> list[Rules]:
     """Rules for all axes that differ on these grids and leave something out on one of them at least."""
     counts = [[math.ceil(n / size) for n, size in zip(grid, best_brick(grid), strict=True)] for grid in grids]
-    axes = [axis_rules(of_axis) for of_axis in zip(*counts, strict=True)]
+    axes = _thinned([axis_rules(of_axis) for of_axis in zip(*counts, strict=True)], counts[0])
     found: dict[bytes, Rules] = {}
     for frames, rows, columns in itertools.product(*axes):
         rules: Rules = frames, rows, columns

@@ -15,6 +15,7 @@ import numpy as np
 
 from dit_accel.block_heads import Rules
 from dit_accel.compare import Options, Watch, compare
+from dit_accel.errors import BadUsage
 from dit_accel.plan import Key
 from dit_accel.recipe import Recipe
 from dit_accel.search.goal import Goal, Measured
@@ -174,10 +175,17 @@ class ElasticSearch:
         self.measure()
         low, high, bound = 0.0, 1.0, self.bound
         for _ in range(TRIES if self.goal else 1):
-            first = self._try(bound, *self.solutions(bound)[0])
-            if self.goal is None or self._out_of_time():
-                break
-            low, high = (low, bound) if self.goal.too_small(first.measured) else (bound, high)
+            try:
+                solutions = self.solutions(bound)
+            except BadUsage:
+                if self.goal is None or not self.tried:
+                    raise
+                low = bound  # no rules keep so little
+            else:
+                first = self._try(bound, *solutions[0])
+                if self.goal is None or self._out_of_time():
+                    break
+                low, high = (low, bound) if self.goal.too_small(first.measured) else (bound, high)
             if high - low < NARROW:
                 break
             bound = (low + high) / 2
