@@ -1,8 +1,8 @@
 """Build a C source with the system's compiler at first use, and keep the library in the user's cache.
 
 The cache is `$XDG_CACHE_HOME/dit_accel` or `~/.cache/dit_accel`. A library's name carries a hash of all that
-it depends on: source and headers beside it, flags, compiler version, processor flags. It is written under
-another name and renamed, so that processes that build at once never see half a file.
+it depends on: source, headers beside it and those that ops share, flags, compiler version, processor flags.
+It is written under another name and renamed, so that processes that build at once never see half a file.
 
 Never -ffast-math: it folds rounding constants away, and the results are wrong without a sign of it.
 """
@@ -32,6 +32,7 @@ AVX2 = ("avx2", "fma", "f16c")
 AVX512 = (*AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
 # what a source may be built for, widest first: names of /proc/cpuinfo, the compiler's but for a "_"
 LEVELS = {"avx512_bf16": (*AVX512, "avx512_bf16"), "avx512": AVX512, "avx2": AVX2, "portable": ()}
+SHARED = Path(__file__).parent  # the headers that sources of several ops include
 SECONDS = 600  # a compiler that takes longer hangs
 
 
@@ -51,7 +52,12 @@ def processor_flags() -> frozenset[str]:
 
 def levels() -> tuple[str, ...]:
     """The levels that this processor can run, widest first."""
-    return tuple(name for name, needed in LEVELS.items() if processor_flags().issuperset(needed))
+    return _levels(processor_flags())
+
+
+@functools.cache
+def _levels(flags: frozenset[str]) -> tuple[str, ...]:
+    return tuple(name for name, needed in LEVELS.items() if flags.issuperset(needed))
 
 
 def chosen_level() -> str:
@@ -106,7 +112,8 @@ def cache_folder() -> Path:
 
 
 def _key(source: Path, compiler: list[str], flags: list[str]) -> str:
-    parts = [source.read_bytes(), *(header.read_bytes() for header in sorted(source.parent.glob("*.h")))]
+    headers = [*sorted(source.parent.glob("*.h")), *sorted(SHARED.glob("*.h"))]
+    parts = [source.read_bytes(), *(header.read_bytes() for header in headers)]
     parts += [" ".join(flags).encode(), " ".join(compiler).encode(), _version(tuple(compiler)).encode()]
     parts += [" ".join(sorted(processor_flags())).encode(), platform.machine().encode()]
     return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:20]

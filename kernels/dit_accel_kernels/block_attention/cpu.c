@@ -10,11 +10,8 @@ neighbouring keys for the sums. A "unit" is 32 bits of such a product's inputs: 
 
 Sources: online softmax as in flash attention (arXiv:2205.14135); tail and residual as in `__init__.py`. */
 
-#define _GNU_SOURCE /* RTLD_DEFAULT */
-#include <dlfcn.h>
-#include <pthread.h>
-#include <stdlib.h>
-
+#define _GNU_SOURCE /* threads.h */
+#include "../threads.h"
 #include "tiles.h"
 
 /* ---------------------------------------------------------------- one item */
@@ -136,41 +133,9 @@ static void attend_part(void *given) {
     for (int64_t n; (n = atomic_fetch_add(&job->taken, 1)) < items;) run_item(job, &s, n);
 }
 
-typedef struct { void (*part)(void *); Job *job; } Start;
-
-static void *begin(void *given) {
-    Start *start = given;
-    start->part(start->job);
-    return NULL;
-}
-
-#define MOST_THREADS 256
-
-/* Threads of our own live for one part, so that none spins or is left over in a fork; one takes about 20 us. */
-static void on_own_threads(Job *job, void (*part)(void *), int64_t wanted) {
-    pthread_t threads[MOST_THREADS];
-    Start start = {part, job};
-    int64_t started = 1;
-    for (; started < wanted; started++)
-        if (pthread_create(&threads[started], NULL, begin, &start)) break;
-    part(job);
-    for (int64_t i = 1; i < started; i++) pthread_join(threads[i], NULL);
-}
-
-typedef void (*Team)(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel of libgomp, also in libomp */
-
-/* The workers of PyTorch's OpenMP spin for milliseconds after an op of its own; threads beside them would have half
-   a core each. So its team does the work where the process has one: the same entry point, found by name. */
-static void on_threads(Job *job, void (*part)(void *)) {
-    int64_t wanted = job->call->threads < MOST_THREADS ? job->call->threads : MOST_THREADS;
-    Team team = (Team)dlsym(RTLD_DEFAULT, "GOMP_parallel");
+static void together(Job *job, void (*part)(void *)) {
     atomic_store(&job->numbers, 0);
-    if (wanted == 1)
-        part(job);
-    else if (team && !getenv("DIT_ACCEL_OWN_THREADS"))
-        team(part, job, wanted, 0);
-    else
-        on_own_threads(job, part, wanted);
+    on_threads(job, part, job->call->threads);
 }
 
 int64_t block_attention_workspace(const Call *c) {
@@ -182,6 +147,6 @@ int64_t block_attention_workspace(const Call *c) {
 void block_attention(const Call *c) {
     Job job = {0};
     lay_out(&job, c, c->workspace);
-    on_threads(&job, pack_part); /* everything is packed before anything is attended */
-    on_threads(&job, attend_part);
+    together(&job, pack_part); /* everything is packed before anything is attended */
+    together(&job, attend_part);
 }

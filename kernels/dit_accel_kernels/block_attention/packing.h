@@ -5,7 +5,7 @@
 #include <math.h>
 #include <stdatomic.h>
 
-#include "rows.h"
+#include "../rows.h"
 
 #if defined(__AVX512BF16__) && defined(__AVX512F__)
 #define PAIRS 1

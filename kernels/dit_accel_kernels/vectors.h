@@ -1,4 +1,4 @@
-/* One vector of floats and the few operations that attention needs, at the width that the build is for.
+/* One vector of floats and the few operations that kernels need, at the width that the build is for.
 
 LANES floats a vector; TILE_VECTORS vectors times TILE_ROWS rows of sums, the vectors of one step and one broadcast
 fill the register file: 32 registers with AVX-512, 16 otherwise. A source that uses vectors wider than the machine's

@@ -1,12 +1,12 @@
-/* Rows of float32, float16 or bfloat16 in memory, as floats and back. */
+/* Rows of float32, float16 or bfloat16 in memory, as floats and back; of float8 (e4m3fn) as floats only. */
 #ifndef DIT_ACCEL_ROWS_H
 #define DIT_ACCEL_ROWS_H
 
 #include "vectors.h"
 
-enum { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2 };
+enum { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2, FLOAT8 = 3 };
 
-INLINE int64_t bytes_of(int type) { return type == FLOAT32 ? 4 : 2; }
+INLINE int64_t bytes_of(int type) { return type == FLOAT32 ? 4 : type == FLOAT8 ? 1 : 2; }
 INLINE uint32_t bits_of(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
 INLINE float float_of(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
 
@@ -31,12 +31,21 @@ INLINE uint16_t to_float16(float x) {
     return sign | (uint16_t)((rest - 0x38000000 + 0xfff + ((rest >> 13) & 1)) >> 13);
 }
 
+INLINE float from_float8(uint8_t byte) { /* as from_float16; there is no infinity, and one NaN */
+    uint32_t sign = (uint32_t)(byte & 0x80) << 24, rest = byte & 0x7f;
+    uint32_t bits = bits_of(float_of(rest << 20) * 0x1p120f);
+    return float_of((rest == 0x7f ? 0x7fc00000 : bits) | sign);
+}
+
 static void load_row(const void *from, int type, int64_t n, float *restrict to) {
     const uint16_t *half = from;
+    const uint8_t *byte = from;
     int64_t i = 0;
     if (type == FLOAT32) memcpy(to, from, n * 4);
     if (type == BFLOAT16)
         for (; i < n; i++) to[i] = float_of((uint32_t)half[i] << 16);
+    if (type == FLOAT8)
+        for (; i < n; i++) to[i] = from_float8(byte[i]);
     if (type != FLOAT16) return;
 #ifdef __F16C__
     for (; i + 8 <= n; i += 8)
