@@ -39,6 +39,11 @@ def backends(op: str) -> tuple[str, ...]:
     return tuple(name for name in BACKENDS if importlib.util.find_spec(f"dit_accel_kernels.{op}.{name}"))
 
 
+def is_free(backend: str) -> bool:
+    """Whether nobody named a backend, neither the caller nor DIT_ACCEL_BACKEND."""
+    return backend == "auto" and os.environ.get("DIT_ACCEL_BACKEND", "auto") == "auto"
+
+
 def why_not(op: str, backend: str, **tensors: Any) -> str | None:
     """The reason why a backend of an op cannot take these tensors on this machine, or None."""
     module = _load(op, backend)
@@ -52,10 +57,10 @@ def select(op: str, backend: str = "auto", **tensors: Any) -> Callable[..., Any]
 
 def choose(op: str, backend: str = "auto", **tensors: Any) -> str:
     """The name of the backend that runs an op on these tensors. Raises BackendUnavailable."""
-    if backend == "auto":
-        backend = os.environ.get("DIT_ACCEL_BACKEND", "auto")
-    if backend == "auto":
+    if is_free(backend):
         return _fastest(op, tensors)
+    if backend == "auto":
+        backend = os.environ["DIT_ACCEL_BACKEND"]
     if backend not in backends(op):
         raise BackendUnavailable(
             f'{op}: there is no backend "{backend}", only {", ".join(backends(op))}. '
@@ -76,7 +81,7 @@ def _fastest(op: str, tensors: dict[str, Any]) -> str:
         reason = _why_not_chosen(op, name, tensors)
         if reason is None:
             if passed_over:
-                device = tensors["q"].device.type if "q" in tensors else None
+                device = next((t.device.type for t in tensors.values() if hasattr(t, "device")), None)
                 _say_once(op, name, device, tuple(passed_over))
             return name
         passed_over.append((name, reason))
