@@ -26,7 +26,7 @@ kernels-check: .pins-triton-$(TRITON).txt  ## without a GPU: kernels compiled fo
 compiled-and-interpreted: $(VENV)/kernels-test
 	PYTHONPATH=kernels $(BIN)/python scripts/compile_cuda.py
 	PYTHONPATH=kernels OMP_NUM_THREADS=1 $(BIN)/python scripts/compile_kernels.py
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -q tests/kernels/test_block_attention_triton.py tests/kernels/test_ahead.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -q tests/kernels/test_block_attention_triton.py tests/kernels/test_history_mix_triton.py tests/kernels/test_ahead.py
 recipes: $(VENV)/core               ## validate every recipe file
 	$(BIN)/dit-accel recipes check
 bench: $(VENV)/core                 ## dense, a recipe, and fewer steps on MODEL, interleaved

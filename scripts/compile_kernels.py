@@ -2,8 +2,9 @@
 
 python scripts/compile_kernels.py                 every build; exit status 1 where one is over its budget
 python scripts/compile_kernels.py "sm_90 D=128"   those whose names contain this
-python scripts/compile_kernels.py --write         what came out is the new budget of the installed Triton
-python scripts/compile_kernels.py --search 90 128 candidate tiles of one device and head width
+python scripts/compile_kernels.py --write         what came out is the new budget of the installed Triton;
+                                                  with a part of names, of these builds
+python scripts/compile_kernels.py --search 90 128 candidate tiles of attention for one device and head width
 """
 
 import argparse
@@ -16,11 +17,17 @@ from pathlib import Path
 import triton
 
 from dit_accel_kernels import ahead
-from dit_accel_kernels.block_attention.triton_builds import build, builds
+from dit_accel_kernels.block_attention import triton_builds as attention_builds
 from dit_accel_kernels.block_attention.triton_configs import Config
+from dit_accel_kernels.history_mix import triton_builds as mix_builds
 
 BUDGETS = Path(__file__).parent.parent / "kernels" / "budget"
 CANDIDATES = [*itertools.product((32, 64, 128), (4, 8), (1, 2, 3), (False, True))]
+
+
+def builds() -> list[ahead.Build]:
+    """Every build of every op."""
+    return [*attention_builds.builds(), *mix_builds.builds()]
 
 
 def measured_by_name(name: str) -> tuple[str, ahead.Measured]:
@@ -36,7 +43,7 @@ def search(arch: int, width: int) -> None:
             continue
         start = time.perf_counter()
         try:
-            measured = ahead.measure(build(arch, width, config=config))
+            measured = ahead.measure(attention_builds.build(arch, width, config=config))
         except Exception as error:  # a candidate may be more than the compiler can do
             print(config, type(error).__name__, str(error)[:100], flush=True)
             continue
@@ -61,7 +68,9 @@ def main() -> int:
             measured[name] = each
             print(f"{name}: {each}", flush=True)
     if given.write:
-        ahead.write_budget(BUDGETS, [(name, ahead.line_of(each)) for name, each in measured.items()])
+        others = ahead.read_budget(BUDGETS) if given.part and ahead.budget_file(BUDGETS).is_file() else {}
+        lines = others | {name: ahead.line_of(each) for name, each in measured.items()}
+        ahead.write_budget(BUDGETS, lines.items())
         wrong = [text for name, each in measured.items() for text in ahead.rules(known[name], each)]
     elif not ahead.budget_file(BUDGETS).is_file():
         wrong = [f"there is no {ahead.budget_file(BUDGETS).name} in {BUDGETS}: --write makes it of these"]

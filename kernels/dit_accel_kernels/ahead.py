@@ -19,7 +19,8 @@ from triton.compiler import ASTSource
 
 SHARED_LIMIT = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes of one program
 SPILLS = ("LDL", "STL")
-OPCODES = ("HMMA", "HGMMA", "UTCHMMA", "UTMALDG", "LDGSTS", "MUFU.EX2", *SPILLS)
+OPCODES = ("HMMA", "HGMMA", "UTCHMMA", "UTMALDG", "LDGSTS", "LDG.E.128", "MUFU.EX2", *SPILLS)
+Type = str | tuple["Type", ...]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class Build:
     name: str  # the line of the budget
     kernel: Any  # what triton.jit made
     arch: int  # 90 for sm_90
-    types: dict[str, str]  # of arguments, as in "*bf16", "i32", "tensordesc<bf16[1, 64, 1, 64]>"
+    types: dict[
+        str, Type
+    ]  # of arguments, as in "*bf16", "i32", "tensordesc<bf16[1, 64, 1, 64]>", or tuples of them
     constants: dict[str, Any]
     num_warps: int
     num_stages: int
@@ -56,19 +59,28 @@ def measure(build: Build) -> Measured:
     """Compile one build and read its machine code."""
     names = build.kernel.arg_names
     types = {n: "constexpr" if n in build.constants else build.types[n] for n in names}
-    constants = {(names.index(n),): value for n, value in build.constants.items()}
+    places = [place for i, n in enumerate(names) for place in _places((i,), types[n])]
+    constants = {place: build.constants.get(names[place[0]]) for place, kind in places if kind == "constexpr"}
     # what a launch finds out about aligned pointers and strides
-    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if _is_aligned(n, types[n])}
+    aligned = {at: [["tt.divisibility", 16]] for at, kind in places if _is_aligned(names[at[0]], kind)}
     source = ASTSource(fn=build.kernel, signature=types, constexprs=constants, attrs=aligned)
     options = {"num_warps": build.num_warps, "num_stages": build.num_stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=GPUTarget("cuda", build.arch, 32), options=options)
     return read(compiled.asm["cubin"], compiled.metadata.shared)
 
 
+def _places(at: tuple[int, ...], kind: Type) -> Iterator[tuple[tuple[int, ...], str]]:
+    """An argument's place and type; of a tuple those of its parts. A part that is constant is None."""
+    if isinstance(kind, str):
+        yield at, kind
+        return
+    for i, part in enumerate(kind):
+        yield from _places((*at, i), part)
+
+
 def _is_aligned(name: str, kind: str) -> bool:
-    return kind.startswith("*") or (
-        kind == "i32" and bool(re.fullmatch(r"[a-z]+_[a-z]", name))
-    )  # q_n: a stride
+    stride = re.fullmatch(r"[a-z]+_([a-z]|steps)|width", name)  # q_n, y_steps; a width decides what is masked
+    return kind.startswith("*") or (kind == "i32" and stride is not None)
 
 
 def read(cubin: bytes, shared: int) -> Measured:

@@ -14,6 +14,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from dit_accel_kernels.ahead import Build, Measured, complaints, line_of, measure, read_budget, write_budget
 from dit_accel_kernels.block_attention import triton_configs
 from dit_accel_kernels.block_attention.triton_builds import build, builds
+from dit_accel_kernels.history_mix import triton_builds as mix_builds
 
 BUILD = Build("sm_90 attend", None, 90, {}, {}, 8, 2, hot=True, needs=("HGMMA", "UTMALDG"))
 GOOD = Measured(registers=200, stack=0, shared=100_000, opcodes={"HGMMA": 8, "UTMALDG": 5})
@@ -65,12 +66,19 @@ def test_every_device_width_and_block_has_a_config_and_every_build_a_name():
             for bits, block in ((16, 64), (16, 128), (32, 64), (32, 128)):
                 config = triton_configs.config_for(capability, width, bits, block)
                 assert not (config.descriptors and capability[0] not in (9, 10))
-    names = [each.name for each in builds()]
+    names = [each.name for each in (*builds(), *mix_builds.builds())]
     assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize(("arch", "width"), [(80, 64), (90, 128)])
 def test_the_attention_kernel_compiles_without_spills(arch: int, width: int):
     each = build(arch, width)
+    measured = measure(each)
+    assert not list(complaints(each, measured, {each.name: line_of(measured)})), measured
+
+
+@pytest.mark.parametrize("case", ["bf16 forecast of 2, gated", "bf16 forecast of 2 in fp8, gated"])
+def test_the_mix_of_a_history_compiles_to_wide_loads_on_the_oldest_device(case: str):
+    each = mix_builds.build(80, case)
     measured = measure(each)
     assert not list(complaints(each, measured, {each.name: line_of(measured)})), measured
