@@ -11,6 +11,7 @@ attention        block_attention in Triton: every case of its tests, long sequen
 attention-tune   its fastest tiles for each head width, to be written into triton_configs.json
 attention-bench  its TFLOP/s at 32k tokens beside cuDNN, flash, flex_attention and fastvideo-kernel
 attention-break-even  up to which density it beats dense, written into break_even.json; after `cuda`
+mix              history_mix in Triton: every case of its tests, and its share of a copy's bandwidth
 cuda             block_attention's Hopper kernel: the same checks; writes what lets `auto` choose it
 cuda-tune        its fastest number of stages, to be written into cuda_builds.py
 cuda-bench       its TFLOP/s, beside the same rivals and Triton
@@ -53,7 +54,7 @@ sys.path.insert(0, str(ROOT))  # a script's own folder is on the path, its check
 
 from dit_accel_kernels import verified  # noqa: E402
 from dit_accel_kernels.block_attention.break_even import SHIPPED  # noqa: E402
-from scripts import gpu_attention, gpu_cuda  # noqa: E402
+from scripts import gpu_attention, gpu_cuda, gpu_mix  # noqa: E402
 
 STEPS = 12  # over the limit under which reuse is refused (dit_accel.plan.FEW_STEPS)
 
@@ -300,6 +301,7 @@ def say(text: str) -> None:
 SLICES: dict[str, Callable[[Suite], Iterator[Case]]] = {
     "contract": contract,
     "attention": gpu_attention.correct,
+    "mix": gpu_mix.slice_,
     "attention-tune": gpu_attention.tune,
     "attention-bench": gpu_attention.bench,
     "cuda": gpu_cuda.correct,

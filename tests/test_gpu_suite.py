@@ -84,6 +84,18 @@ def test_the_attention_slices_run_and_record_what_they_measure(suite_module: Mod
     assert all(line["what"] == "op" and line["seconds"] > 0 for line in suite.lines)
 
 
+def test_the_mix_slice_runs_and_a_wrong_result_fails_it(suite_module: ModuleType, monkeypatch):
+    mix, suite = suite_module.gpu_mix, rehearsal(suite_module)
+    cases = dict(mix.slice_(suite))
+    assert cases["strided float16"]() == cases["float8 bfloat16"]() == "within the budget"
+    assert "of the bandwidth of a copy" in cases["speed of gated forecast of 2 in float8"]()
+    (line,) = suite.lines
+    assert line["model"] == "history_mix" and line["seconds"] > 0 and line["rivals"]["copy"] > 0
+    monkeypatch.setattr(mix, "run", lambda call, backend: call.out.fill_(1.0))
+    with pytest.raises(AssertionError, match="over the budget"):
+        cases["strided float16"]()
+
+
 def test_break_even_densities_are_measured_and_a_rehearsal_writes_none(suite_module, tmp_path: Path):
     suite = rehearsal(suite_module)
     suite.break_even = tmp_path / "break_even.json"
