@@ -1,12 +1,14 @@
 """history_mix: every backend against its equation, the exact limits, and what is refused in which words."""
 
+import sys
+
 import pytest
 import torch
 
 from dit_accel.testing import assert_as_accurate_as, far_from_zero
 from dit_accel_kernels import dispatch
 from dit_accel_kernels.history_mix import history_mix, plain, quantize_rows_fp8
-from tests.kernels.mix_cases import CASES, Case, by_definition, by_torch, make, run
+from tests.kernels.mix_cases import CASES, Case, by_definition, by_torch, guarded, make, run
 
 BACKENDS = (*dispatch.backends("history_mix"), "auto")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -122,6 +124,19 @@ def test_the_dtype_of_the_result(backend):
 def test_no_tokens_are_no_work(backend):
     call = make(Case((2, 0, 7), gate=(2, 1, 7)), torch.float32)
     assert run(call, backend).shape == (2, 0, 7)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guards pages by mprotect")
+@pytest.mark.parametrize("case", ["odd", "float8", "wide"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_is_read_or_written_beyond_a_tensor(backend, case):
+    call = make(CASES[case], torch.float32)
+    needs(call, backend)
+    expected = run(call, backend).clone()
+    call.ys = [guarded(y) for y in call.ys]
+    call.scales = [None if scale is None else guarded(scale) for scale in call.scales]
+    call.x, call.gate, call.out = (guarded(t) for t in (call.x, call.gate, call.out))
+    assert torch.equal(run(call, backend), expected)
 
 
 y, wrong = torch.ones(2, 4, 8), torch.ones(2, 4, 9)

@@ -48,9 +48,8 @@ def mix_rows(
         YS[0], SCALES[0], y_steps[0], scale_steps[0], at, column, present, inside
     )
     for n in tl.static_range(1, COUNT):
-        total += WEIGHTS[n] * load_scaled(
-            YS[n], SCALES[n], y_steps[n], scale_steps[n], at, column, present, inside
-        )
+        y = load_scaled(YS[n], SCALES[n], y_steps[n], scale_steps[n], at, column, present, inside)
+        total += WEIGHTS[n] * y
     if GATE is not None:
         total *= load_floats(GATE, offsets_of(at, gate_steps) + column, inside)
     if X is not None:
@@ -59,7 +58,7 @@ def mix_rows(
 
 
 @triton.jit
-def load_scaled(Y, SCALE, steps, scale_steps, at, column, inside, present):
+def load_scaled(Y, SCALE, steps, scale_steps, at, column, present, inside):
     """One y, times the scale of its row where it has one."""
     value = load_floats(Y, offsets_of(at, steps) + column, inside)
     if SCALE is not None:
