@@ -4,24 +4,22 @@ An Installation belongs to one pipeline. Everything it puts on a module is recor
 moment it is put there, so a failure half-way and a later `restore` run the same list backwards.
 """
 
-import contextlib
-import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
-from torch import Tensor, nn
+from torch import nn
 
 from dit_accel import compat, placement, predict, spans, units
-from dit_accel.inventory import child_of
+from dit_accel.block_hooks import BLOCK, SUBLAYER, BlockHook, Replacing, SublayerHook
 from dit_accel.plan import Key
 from dit_accel.proxy import KEY_ATTRIBUTE, Installed, Proxy, make_proxy
 from dit_accel.session import Session
-from dit_accel.sites import EVERYTHING, Span, match_attention, match_span
+from dit_accel.sites import Span, match_span, match_sublayers
 
-ROOT, BLOCK, PLACE = "dit_accel_root", "dit_accel_block", "dit_accel_place"
+ROOT, PLACE = "dit_accel_root", "dit_accel_place"
 
 
 class Installation:
@@ -33,7 +31,7 @@ class Installation:
         self._undo: list[Callable[[], None]] = []
         self._proxies: dict[tuple[Any, ...], Proxy] = {}
         self.gated = _sublayer_sites(session)
-        self.block_hooks: list[BlockHook] = []
+        self.block_hooks: list[BlockHook | SublayerHook] = []
         self._may_order = placement.may_order(session.recipe)
         self._placed: dict[Key, nn.Module] = {}  # (component, place) -> the module that carries its hook
         self.handle: Any = None  # kept alive by the hooks
@@ -72,11 +70,17 @@ class Installation:
                     last=block == span.blocks[-1],
                 )
                 hook = BlockHook(self.session, member, self.session.families[component])
-                target = module.get_submodule(block)
-                self._hook(target, hook, BLOCK)
-                self.block_hooks.append(hook)
-                hook.take_compiled_call(self.defer)
+                self._hook_timeline(module.get_submodule(block), hook, BLOCK)
+        for site in self.session.denoisers[component].others:  # attention is gated by its proxy
+            if (component, site) in self.gated:
+                hook = SublayerHook(self.session, (component, site))
+                self._hook_timeline(module.get_submodule(site), hook, SUBLAYER)
         HookRegistry.check_if_exists_or_initialize(module).invalidate_child_registries_cache()
+
+    def _hook_timeline(self, module: nn.Module, hook: BlockHook | SublayerHook, name: str) -> None:
+        self._hook(module, hook, name)
+        self.block_hooks.append(hook)
+        hook.take_compiled_call(self.defer)
 
     def _spans(self, component: str) -> list[Span]:
         denoiser = self.session.denoisers[component]
@@ -158,19 +162,7 @@ class Installation:
     def _gate(self, attention: nn.Module, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A sublayer on the timeline: its module computes, or a stored output answers."""
         key = self.installed.sites[int(attention.__dict__[KEY_ATTRIBUTE][1])]
-        session, track, at = self.session, self.session.track("timeline", key), self.session.at
-        if track is None or at is None:
-            return run(*args, **kwargs)
-        if at.branch != "both" or track.together:
-            return units.answer(session, key, at.branch, run, args, kwargs)
-        out = []
-        for index, branch in ((1, "cond"), (0, "uncond")):  # cond first: uncond may read what it stores
-            half = units.halve(args, kwargs, at.batch, index)
-            with session.only(branch):
-                out.append(units.answer(session, key, branch, run, *half))
-        if isinstance(out[0], Tensor):
-            return torch.cat([out[1], out[0]])
-        return tuple(torch.cat([u, c]) for u, c in zip(out[1], out[0], strict=True))
+        return units.visit(self.session, key, run, args, kwargs)
 
 
 def other_installation(module: nn.Module, own: "Installation | None") -> bool:
@@ -181,27 +173,17 @@ def other_installation(module: nn.Module, own: "Installation | None") -> bool:
 
 
 def _sublayer_sites(session: Session) -> set[Key]:
-    """Attention modules that stand on the timeline: their whole module may be skipped."""
-    patterns = {p for table in session.recipe.timeline.values() for p in table} - {EVERYTHING}
+    """Sublayers that stand on the timeline: their whole module may be skipped."""
+    patterns = {p for table in session.recipe.timeline.values() for p in table}
     return {
         (name, site)
         for name, one in session.denoisers.items()
         for p in patterns
-        for site in match_attention(p, one)
+        for site in match_sublayers(p, one)
     }
 
 
-class _Hook(ModelHook):
-    """A hook that replaces the forward of its module."""
-
-    def original(self) -> Callable[..., Any]:
-        """What the module's forward was before this hook."""
-        forward = self.fn_ref.original_forward
-        assert forward is not None
-        return forward
-
-
-class RootHook(_Hook):
+class RootHook(Replacing):
     """Tells the session where the loop is, and guards the denoiser's output against non-finite values."""
 
     _is_stateful = True  # so that `cache_context` writes its context to our receiver
@@ -262,123 +244,6 @@ class RootHook(_Hook):
     def reset_state(self, module: nn.Module) -> nn.Module:
         self.installation.session.finish()
         return module
-
-
-class BlockHook(_Hook):
-    """One block of a span. Compiled code, if any, lies beneath it: decisions are made outside the graph."""
-
-    def __init__(self, session: Session, member: spans.Member, family: Any):
-        super().__init__()
-        self.session, self.member, self.family = session, member, family
-        self.compiled: Callable[..., Any] | None = None
-        self._stand_in: Callable[..., Any] | None = None
-
-    def initialize_hook(self, module: nn.Module) -> nn.Module:
-        self.module = module
-        self.signature = inspect.signature(type(module).forward)
-        return module
-
-    def take_compiled_call(self, defer: Callable[[Callable[[], None]], None]) -> None:
-        """If the user compiled this block, stand in front of the compiled call instead of inside its graph.
-
-        Dynamo guards on the identity of a hooked `forward`, which would compile every layer anew.
-        """
-        call = compat.compiled_call(self.module)
-        if call is None or call is self._stand_in:
-            return
-        HookRegistry.check_if_exists_or_initialize(self.module).remove_hook(BLOCK, recurse=False)
-        self.compiled = call
-        self._stand_in = functools.partial(self.new_forward, self.module)
-        compat.set_compiled_call(self.module, self._stand_in)
-        defer(lambda: compat.set_compiled_call(self.module, call))
-
-    def compile_beneath(self, **arguments: Any) -> None:
-        """Compile what this hook calls."""
-        self.compiled = torch.compile(self.original(), **arguments)
-
-    @torch.compiler.disable(recursive=False)
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        # by name, as the block's own signature has it; streams and other arguments are told apart below
-        names = list(self.signature.parameters)[1:]
-        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-        out = spans.visit(self.session, self.member, lambda half: self._call(arguments, half))
-        return self._returned(out)
-
-    def _call(self, arguments: dict[str, Any], half: int | None) -> spans.BlockCall:
-        if half is not None and self.session.at is not None:
-            _, arguments = units.halve((), arguments, self.session.at.batch, half, self.family.unbatched)
-        streams = tuple(arguments[name] for name in self.family.streams if arguments.get(name) is not None)
-
-        def run(streams: spans.Streams, forward: Callable[..., Any] | None = None) -> spans.Streams:
-            call = forward or self.compiled or self.original()
-            return self._streams(
-                call(**{**arguments, **dict(zip(self.family.streams, streams, strict=False))})
-            )
-
-        def record(streams: spans.Streams) -> tuple[spans.Streams, dict[str, spans.Streams]]:
-            with recording(self.module, self.family.sublayers) as outputs:
-                return run(streams, self.original()), outputs
-
-        def replay(streams: spans.Streams, stored: Mapping[str, spans.Streams]) -> spans.Streams:
-            with replaying(self.module, stored):
-                return run(streams, self.original())
-
-        return spans.BlockCall(streams, run, record, replay)
-
-    def _streams(self, output: Any) -> spans.Streams:
-        """A block's output in the order of the family's streams."""
-        if isinstance(output, Tensor):
-            return (output,)
-        by_name = dict(zip(self.family.returns, output, strict=True))
-        return tuple(by_name[name] for name in self.family.streams)
-
-    def _returned(self, streams: spans.Streams) -> Any:
-        if len(self.family.returns) == 1:
-            return streams[0]
-        by_name = dict(zip(self.family.streams, streams, strict=True))
-        return tuple(by_name[name] for name in self.family.returns)
-
-
-@contextlib.contextmanager
-def recording(block: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, spans.Streams]]:
-    """Collect the outputs of a block's sublayers while it runs."""
-    outputs: dict[str, spans.Streams] = {}
-
-    def keeper(name: str) -> Callable[..., None]:
-        def keep(_: nn.Module, __: Any, output: Any) -> None:
-            outputs[name] = units.as_tuple(output)
-
-        return keep
-
-    handles = [
-        child.register_forward_hook(keeper(name))
-        for name in names
-        if (child := child_of(block, name)) is not None
-    ]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextlib.contextmanager
-def replaying(block: nn.Module, stored: Mapping[str, spans.Streams]) -> Iterator[None]:
-    """Let a block's sublayers answer with stored outputs; norms, modulation and gates are the block's own."""
-    before: list[tuple[nn.Module, Any]] = []
-    try:
-        for name, value in stored.items():
-            child = block.get_submodule(name)
-            before.append((child, child.__dict__.get("forward")))
-            answer = value[0] if len(value) == 1 else value
-            child.forward = lambda *_, __answer=answer, **___: __answer
-        yield
-    finally:
-        for child, forward in before:
-            if forward is None:
-                del child.forward
-            else:
-                child.forward = forward
 
 
 def _finite(output: Any) -> bool:

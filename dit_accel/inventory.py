@@ -18,7 +18,13 @@ def describe(component: str, module: nn.Module, family: Any) -> Denoiser:
                 attention = child_of(module, f"{block}.{name}")
                 if isinstance(attention, compat.ATTENTION_MODULES):
                     sites[kind][f"{block}.{name}"] = int(attention.heads)  # pyright: ignore
-    return Denoiser(component, sites["self"], sites["cross"], blocks)
+    paths = [f"{block}.{name}" for block in blocks for name in family.sublayers]
+    others = [
+        path
+        for path in paths
+        if path not in sites["self"] | sites["cross"] and child_of(module, path) is not None
+    ]
+    return Denoiser(component, sites["self"], sites["cross"], blocks, tuple(others))
 
 
 def child_of(module: nn.Module, path: str) -> nn.Module | None:

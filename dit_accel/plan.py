@@ -10,10 +10,13 @@ from typing import Any
 
 from dit_accel.errors import RecipeError
 from dit_accel.recipe import Recipe
-from dit_accel.sites import EVERYTHING, Denoiser, Span, match_attention, match_span, unmatched
+from dit_accel.sites import Denoiser, Span, match_attention, match_span, match_sublayers, unmatched
 from dit_accel.timeline import ALONE, BRANCHES, FEW_STEPS, Entry, Runs, Track, lay
 
 Key = tuple[str, str]  # (component, site)
+SAME_LEVEL = (
+    1e-3  # noise levels nearer than this are the same schedule: weights fitted on one serve the other
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def resolve(
 
 def _read(reader: "_Reader") -> Plan:
     # the timeline first: attention inside a skipped block neither runs nor stores
-    timeline = reader.timeline = reader.read("timeline", reader.timeline_letters)
+    timeline = reader.read("timeline", reader.timeline_letters)
     attention = reader.read("attention", reader.attention_letters)
     return Plan(
         attention,
@@ -97,9 +100,11 @@ class _Reader:
             )
         self.methods: dict[str, Any] = {letter: recipe.method(letter) for letter in recipe.choices}
         self.spans: dict[Key, Span] = {}
-        self.timeline: Mapping[Key, Track] = {}
+        self.timeline: dict[Key, Track] = {}
+        self.patterns: dict[tuple[str, Key, str], str] = {}  # (seam, key, branch) -> the pattern that won
         self.made_steps = recipe.made_for.steps
         self.mapped = self.made_steps not in (None, len(levels))
+        self.fits = not few and _same_levels(levels, recipe.fitted_at)
 
     def read(self, seam: str, letters_of: Any) -> dict[Key, Track]:
         """Tracks of one table; a later pattern wins, a branch's own table wins over `both`."""
@@ -113,8 +118,15 @@ class _Reader:
                     letters = letters_of(value, heads, seam, where)
                     for one in BRANCHES if branch == "both" else (branch,):
                         found.setdefault(key, {})[one] = (where, letters)
+                        self.patterns[seam, key, one] = pattern
         self._refuse_overlap(seam, found)
-        return {key: self._track(seam, key, rows) for key, rows in found.items()}
+        tracks: dict[Key, Track] = {}
+        # spans first: a sublayer inside a skipped block neither runs nor stores
+        for key in sorted(found, key=lambda key: key not in self.spans):
+            tracks[key] = self._track(seam, key, found[key])
+            if seam == "timeline":
+                self.timeline[key] = tracks[key]
+        return {key: tracks[key] for key in found}
 
     def _sites(self, seam: str, branch: str, pattern: str, where: str) -> dict[Key, int]:
         sites: dict[Key, int] = {}
@@ -123,7 +135,7 @@ class _Reader:
             if span is not None:
                 sites[one.component, span.site] = 1
                 self.spans[one.component, span.site] = span
-            inside = [] if seam == "timeline" and pattern == EVERYTHING else match_attention(pattern, one)
+            inside = match_sublayers(pattern, one) if seam == "timeline" else match_attention(pattern, one)
             for site in inside:
                 sites[one.component, site] = one.attention[site] if seam == "attention" else 1
         if not sites:
@@ -138,6 +150,12 @@ class _Reader:
                 raise RecipeError(
                     f'{where}: "{text}" has {len(text)} letters, the site has {heads} heads. '
                     f"Write one letter per head, or one letter for all."
+                )
+        for letter in {letter for text in strings for letter in text}:
+            if getattr(self.methods[letter], "order", 0):
+                raise RecipeError(
+                    f'{where}: "{letter}" is {self.recipe.choices[letter].method} of order '
+                    f"{self.methods[letter].order}, which heads do not keep. Use order 0, or the timeline."
                 )
         full = tuple(text * heads if len(text) == 1 else text for text in strings)
         return tuple(full[_interval(level, self.recipe.edges)] for level in self.levels)
@@ -163,8 +181,25 @@ class _Reader:
         if seam == "attention":
             self._needs_grid(key, letters, where)
         explicit = seam == "timeline" and not self.mapped and not self.few and key[0] not in self.runs
-        runs = self._reached(seam, key)
-        return lay(letters, self._method, strict=where if explicit else None, few=self.few, runs=runs)
+        return lay(
+            letters,
+            self._method,
+            strict=where if explicit else None,
+            few=self.few,
+            runs=self._reached(seam, key),
+            fitted=self._fitted(key) if seam == "timeline" and self.fits else None,
+        )
+
+    def _fitted(self, key: Key) -> dict[str, tuple[tuple[float, ...], ...]]:
+        """The recipe's weights for this site by branch."""
+        tables = self.recipe.weights
+        found: dict[str, tuple[tuple[float, ...], ...]] = {}
+        for branch in BRANCHES:
+            pattern = self.patterns.get(("timeline", key, branch), "")
+            row = tables.get(branch, {}).get(pattern) or tables.get("both", {}).get(pattern)
+            if row is not None:
+                found[branch] = row
+        return found
 
     def _reached(self, seam: str, key: Key) -> Runs | None:
         """The steps at which a site is reached: its denoiser's turn, and nothing around it is skipped."""
@@ -172,7 +207,7 @@ class _Reader:
         around = [
             track
             for other, track in self.timeline.items()
-            if seam == "attention" and other[0] == component and self._holds(other, site)
+            if other[0] == component and self._holds(other, site) and (seam, other) != ("timeline", key)
         ]
         if not around and component not in self.runs:
             return None
@@ -223,6 +258,10 @@ class _Reader:
             notes.append(
                 f"the recipe was made for {self.made_steps} steps and is mapped to {len(self.levels)}"
             )
+        if self.recipe.weights and not self.fits and not self.few:
+            notes.append(
+                "the noise levels are not those its weights were fitted at: forecasts use their own rule"
+            )
         if self.few and not self.recipe.is_neutral():
             notes.append(
                 f"{len(self.levels)} steps are too few for reuse and sharing (limit {FEW_STEPS}): all compute"
@@ -231,6 +270,12 @@ class _Reader:
         if changed and (self.mapped or self.runs):
             notes.append(f"{changed} reuse or share entries became compute to stay within their max_age")
         return notes
+
+
+def _same_levels(levels: tuple[float, ...], others: tuple[float, ...]) -> bool:
+    return len(levels) == len(others) and all(
+        abs(level - other) <= SAME_LEVEL for level, other in zip(levels, others, strict=True)
+    )
 
 
 def _interval(level: float, edges: tuple[float, ...]) -> int:

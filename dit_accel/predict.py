@@ -11,7 +11,7 @@ from dit_accel.session import Forward, Session
 from dit_accel.spans import gates_in_use
 from dit_accel.timeline import DIFFERENCE, OUT, SHARED, TAIL_LSE, Track
 
-LSE_BYTES = 4  # float32 in every dtype of the model
+LSE_BYTES = SCALE_BYTES = 4  # float32 in every dtype of the model
 
 
 def check_memory(session: Session, module: nn.Module, inputs: Mapping[str, Any]) -> None:
@@ -39,6 +39,7 @@ class _Predictor:
         self.plan, self.at, self.module = plan, at, module
         self.family = session.families[at.component]
         self.denoiser = session.denoisers[at.component]
+        self.storage = session.recipe.storage
         text = inputs.get("encoder_hidden_states")
         self.text = text.shape[1] if at.joint and isinstance(text, Tensor) else 0
         self.item = next(p for p in module.parameters() if p.is_floating_point()).element_size()
@@ -48,7 +49,7 @@ class _Predictor:
     def bytes(self) -> int:
         heads = sum(self._heads(key, track) for key, track in self._own(self.plan.attention))
         units = sum(self._unit(key, track) for key, track in self._own(self.plan.timeline))
-        return heads + units * self.item
+        return heads + units
 
     def _own(self, tracks: Mapping[Key, Track]) -> list[tuple[Key, Track]]:
         return [(key, track) for key, track in tracks.items() if key[0] == self.at.component]
@@ -72,28 +73,34 @@ class _Predictor:
         return total
 
     def _unit(self, key: Key, track: Track) -> int:
+        """Bytes of what one span or sublayer keeps."""
         span = self.plan.spans.get(key)
         total = 0
         for branch, name, _, samples in self._slots(track):
+            samples *= track.depths[branch, name]
             if span is not None:
                 gates = gates_in_use(track, branch) if name == OUT else set()
                 if "current" in gates:
                     total += samples * sum(self._recorded(block) for block in span.blocks)
                 if gates != {"current"}:
-                    total += samples * self._streams() * self._channels(span.blocks[0])
+                    total += samples * self._streams() * self._row(span.blocks[0])
             else:
-                text = self.text if key[1] in self.denoiser.self_attention else 0
-                total += samples * (self.at.visual + text) * self._channels(key[1])
+                total += samples * self._sublayer_rows(key[1].rpartition(".")[2]) * self._row(key[1])
         return total
+
+    def _row(self, path: str) -> int:
+        """Bytes of one stored row of a unit."""
+        width = self._channels(path)
+        return width + SCALE_BYTES if self.storage == "fp8" else width * self.item
 
     def _streams(self) -> int:
         return self.at.visual + (self.text if len(self.family.streams) > 1 else 0)
 
     def _recorded(self, block: str) -> int:
-        """Elements per sample of all sublayer outputs of a block."""
+        """Bytes per sample of all sublayer outputs of a block."""
         present = [name for name in self.family.sublayers if _has(self.module, f"{block}.{name}")]
         rows = sum(self._sublayer_rows(name) for name in present)
-        return rows * self._channels(block)
+        return rows * self._row(block)
 
     def _sublayer_rows(self, name: str) -> int:
         tokens = self.family.sublayer_tokens.get(name, "visual")

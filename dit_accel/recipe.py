@@ -31,6 +31,8 @@ __all__ = ["Choice", "MadeFor", "Recipe", "list_recipes", "resolve_model"]
 Pictures = Mapping[str, Mapping[str, tuple[str, ...]]]
 # branch -> site pattern -> one letter per step
 Timelines = Mapping[str, Mapping[str, str]]
+# branch -> site pattern -> for each step the weights of the stored values it answers with, or ()
+Weights = Mapping[str, Mapping[str, tuple[tuple[float, ...], ...]]]
 EXACT = frozenset({"full", "compute"})
 
 
@@ -45,7 +47,10 @@ class Recipe:
     edges: tuple[float, ...] = (1.0, 0.0)  # noise levels between the intervals, falling
     attention: Pictures = field(default_factory=dict[str, Mapping[str, tuple[str, ...]]])
     timeline: Timelines = field(default_factory=dict[str, Mapping[str, str]])
+    weights: Weights = field(default_factory=dict[str, Mapping[str, tuple[tuple[float, ...], ...]]])
+    fitted_at: tuple[float, ...] = ()  # the noise level of each step at which `weights` were fitted
     memory_gb: float | None = None
+    storage: str = "model"  # how the timeline's outputs are stored: "model" (their own dtype), "fp8" or "cpu"
     files: Mapping[str, str] = field(default_factory=dict[str, str])  # name -> sha256
     made_by: Mapping[str, Any] = field(default_factory=dict[str, Any])
     places: Places = field(default=Places("<recipe>"), compare=False, repr=False)
@@ -180,12 +185,18 @@ class Recipe:
         tables = ["schema = 1\n"]
         tables += [write_table("made_for", made_for)] if made_for else []
         tables += [write_table("choices", choices)] if choices else []
-        tables += [write_table("limits", {"memory_gb": self.memory_gb})] if self.memory_gb is not None else []
+        limits = {"memory_gb": self.memory_gb} if self.memory_gb is not None else {}
+        limits |= {"storage": self.storage} if self.storage != "model" else {}
+        tables += [write_table("limits", limits)] if limits else []
         tables += [write_table("noise", {"edges": self.edges})] if len(self.edges) > 2 else []
         tables += [
             write_table(f"attention.{branch}", rows, quoted=True) for branch, rows in self.attention.items()
         ]
         tables += [write_timeline(f"timeline.{branch}", rows) for branch, rows in self.timeline.items()]
+        tables += [write_table("weights", {"levels": self.fitted_at})] if self.weights else []
+        tables += [
+            write_table(f"weights.{branch}", rows, quoted=True) for branch, rows in self.weights.items()
+        ]
         tables += [write_table("files", self.files, quoted=True)] if self.files else []
         tables += [write_table("made_by", self.made_by)] if self.made_by else []
         return "\n".join(tables)

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from dit_accel.recipe import Recipe
 
 BRANCHES = ("both", "cond", "uncond")
+STORAGE = ("model", "fp8", "cpu")
 MAX_STEPS = 10_000
+MAX_WEIGHTS = 8  # what one call of the op `history_mix` takes
 MAX_INTERVALS = 1_000
 MAX_HEADS = 1_024
 MAX_INDEX = 9_999
@@ -46,7 +48,14 @@ def check(recipe: "Recipe") -> None:
                     _check_heads(recipe, branch, pattern, row)
                 else:
                     _check_steps(recipe, branch, pattern, row)
+    _check_weights(recipe)
     _check_files(recipe)
+    if recipe.storage not in STORAGE:
+        recipe.fail(
+            ("limits", "storage"),
+            f"[limits] storage must be one of {', '.join(STORAGE)}; found {shown(recipe.storage)}. "
+            "Say how stored outputs are kept: as the model made them, in 8 bits, or in the CPU's memory.",
+        )
     if recipe.memory_gb is not None and not recipe.memory_gb > 0:
         recipe.fail(
             ("limits", "memory_gb"),
@@ -182,6 +191,33 @@ def _check_steps(recipe: "Recipe", branch: str, pattern: str, row: str) -> None:
             f"{_row(path)} has {len(row)} letters, but [made_for] steps is {steps}. Give each step one.",
         )
     _check_letters(recipe, path, row)
+
+
+def _check_weights(recipe: "Recipe") -> None:
+    steps = recipe.made_for.steps
+    if recipe.weights and len(recipe.fitted_at) != steps:
+        recipe.fail(
+            ("weights", "levels"),
+            f"[weights] levels must give the noise level of each of the {steps} steps of [made_for]; found "
+            f"{len(recipe.fitted_at)}. Weights hold for the schedule they were fitted on alone.",
+        )
+    for branch, rows in recipe.weights.items():
+        for pattern, row in rows.items():
+            path = ("weights", branch, pattern)
+            timeline = recipe.timeline.get(branch, {})
+            if pattern not in timeline:
+                recipe.fail(
+                    path,
+                    f"{_row(path)} has no row in [timeline.{branch}]; rows there: "
+                    f"{nearest(pattern, timeline)}. Weights belong to the letters of a row.",
+                )
+            longest = max(map(len, row), default=0)
+            if len(row) != steps or longest > MAX_WEIGHTS:
+                recipe.fail(
+                    path,
+                    f"{_row(path)} must hold one list for each of the {steps} steps, of at most "
+                    f"{MAX_WEIGHTS} weights; found {len(row)} lists, the longest of {longest}.",
+                )
 
 
 def _check_files(recipe: "Recipe") -> None:

@@ -61,7 +61,10 @@ def parse(data: Mapping[str, Any], places: Places) -> dict[str, Any]:
     tables.only(
         (),
         data,
-        ("schema", "made_for", "choices", "limits", "noise", "attention", "timeline", "files", "made_by"),
+        (
+            *("schema", "made_for", "choices", "limits", "noise", "attention", "timeline", "weights"),
+            *("files", "made_by"),
+        ),
     )
     schema = data.get("schema")
     if schema != 1 or isinstance(schema, bool):
@@ -69,7 +72,7 @@ def parse(data: Mapping[str, Any], places: Places) -> dict[str, Any]:
         places.fail(("schema",), f"{found}; this version reads schema 1. Start the recipe with: schema = 1")
     noise, limits = tables.table("noise"), tables.table("limits")
     tables.only(("noise",), noise, ("edges",))
-    tables.only(("limits",), limits, ("memory_gb",))
+    tables.only(("limits",), limits, ("memory_gb", "storage"))
     memory_gb = limits.get("memory_gb")
     return {
         "made_for": tables.made_for(),
@@ -77,6 +80,8 @@ def parse(data: Mapping[str, Any], places: Places) -> dict[str, Any]:
         "edges": tables.numbers(("noise", "edges"), noise["edges"]) if "edges" in noise else (1.0, 0.0),
         "attention": tables.pictures("attention"),
         "timeline": tables.pictures("timeline"),
+        **tables.weights(),
+        "storage": tables.text(("limits", "storage"), limits.get("storage", "model")),
         "memory_gb": None if memory_gb is None else tables.number(("limits", "memory_gb"), memory_gb),
         "files": tables.files(),
         "made_by": {
@@ -160,6 +165,19 @@ class _Tables:
                     rows[pattern] = tuple(self.text(path, string) for string in row)
         return pictures
 
+    def weights(self) -> dict[str, Any]:
+        """`weights` and `fitted_at` of Recipe."""
+        table = dict(self.table("weights"))
+        levels = table.pop("levels", ())
+        rows: dict[str, dict[str, Any]] = {}
+        for branch in table:
+            rows[branch] = {}
+            for pattern, row in self.table("weights", branch).items():
+                path = ("weights", branch, pattern)
+                self.expect(path, row, (list, tuple), "a list with one list of weights per step")
+                rows[branch][pattern] = tuple(self.numbers(path, each) for each in row)
+        return {"weights": rows, "fitted_at": self.numbers(("weights", "levels"), levels)}
+
     def files(self) -> dict[str, str]:
         """File name -> sha256. Unquoted, `router.safetensors = "..."` is a table to TOML: joined here."""
         found: dict[str, str] = {}
@@ -206,5 +224,5 @@ def shown(value: Any) -> str:
 def _name(path: tuple[str, ...]) -> str:
     if len(path) < 2:
         return f"[{path[0]}]" if path else "the recipe"
-    depth = 2 if path[0] in ("attention", "timeline") and len(path) > 2 else 1
+    depth = 2 if path[0] in ("attention", "timeline", "weights") and len(path) > 2 else 1
     return f"[{'.'.join(path[:depth])}] {'.'.join(path[depth:])}"

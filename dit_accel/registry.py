@@ -156,6 +156,8 @@ METHODS = Registry(
         "residual": "dit_accel.methods.attention.residual:Residual",
         "reuse": "dit_accel.methods.reuse.reuse:Reuse",
         "share_branch": "dit_accel.methods.reuse.share_branch:ShareBranch",
+        "forecast": "dit_accel.methods.reuse.forecast:Forecast",
+        "skip": "dit_accel.methods.reuse.skip:Skip",
         "compute": "dit_accel.methods.reuse.compute:Compute",
     },
     _check_method,

@@ -12,6 +12,8 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from dit_accel.errors import DenseFallback, MemoryBound, NothingDone
 from dit_accel.memory import Address, Memory
 from dit_accel.plan import Key, Plan, resolve
@@ -57,7 +59,8 @@ class Session:
         self.denoisers = {name: record for name, (record, _) in denoisers.items()}
         self.families = {name: family for name, (_, family) in denoisers.items()}
         self.tracker = Tracker()
-        self.memory = Memory()
+        self.memory = Memory(storage=recipe.storage)
+        self.device: torch.device | None = None  # of the running forward
         self.plan: Plan | None = None
         self.at: Forward | None = None
         self.dense_until_next_run = False
@@ -83,6 +86,7 @@ class Session:
     ) -> None:
         """Note where the loop is. `inputs` are the denoiser's forward arguments by name."""
         family = self.families[component]
+        self.device = inputs["hidden_states"].device
         position = self.tracker.advance(self.pipe, component, family.guidance, context, inputs)
         if position.new_run:
             self._start_run()

@@ -1,4 +1,4 @@
-"""Addresses in a pipeline: which attention modules, blocks and spans a recipe's pattern means."""
+"""Addresses in a pipeline: which attention modules, sublayers, blocks and spans a recipe's pattern means."""
 
 import re
 from collections.abc import Mapping
@@ -21,11 +21,17 @@ class Denoiser:
     self_attention: Mapping[str, int]  # site -> heads
     cross_attention: Mapping[str, int]  # site -> heads
     blocks: tuple[str, ...]  # paths of the blocks, in forward order
+    others: tuple[str, ...] = ()  # sublayers that are no attention: feed-forwards
 
     @property
     def attention(self) -> dict[str, int]:
         """All attention sites with their heads."""
         return {**self.self_attention, **self.cross_attention}
+
+    @property
+    def sublayers(self) -> tuple[str, ...]:
+        """Everything inside of a block that the timeline can address."""
+        return (*self.attention, *self.others)
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,15 @@ def match_attention(pattern: str, denoiser: Denoiser) -> list[str]:
     """Attention sites of `denoiser` a pattern names, in forward order; [] if it names none."""
     if pattern == EVERYTHING:
         return list(denoiser.attention)
+    return [site for site in match_sublayers(pattern, denoiser) if site in denoiser.attention]
+
+
+def match_sublayers(pattern: str, denoiser: Denoiser) -> list[str]:
+    """Attention and feed-forward sites of `denoiser` a pattern names; [] if it names none."""
     parts = _PATTERN.fullmatch(pattern)
     if parts is None or parts["child"] is None or not _component_fits(parts, denoiser):
         return []
-    return [site for site in denoiser.attention if _covers(parts, site)]
+    return [site for site in denoiser.sublayers if _covers(parts, site)]
 
 
 def match_span(pattern: str, denoiser: Denoiser) -> Span | None:
@@ -62,7 +73,7 @@ def match_span(pattern: str, denoiser: Denoiser) -> Span | None:
 
 def unmatched(pattern: str, denoisers: tuple[Denoiser, ...], where: str, table: str) -> RecipeError:
     """The error for a pattern that names nothing in the pipeline."""
-    known = [site for one in denoisers for site in (*one.attention, *one.blocks)]
+    known = [site for one in denoisers for site in (*one.sublayers, *one.blocks)]
     return RecipeError(
         f'{where}: [{table}] "{pattern}" matches no site of this pipeline; '
         f"nearest: {nearest(pattern, known)}. "

@@ -1,9 +1,8 @@
-"""A span of blocks at run time: each block runs, replays its stored sublayers, or lets its streams pass until
-the last block adds the span's residual. Holds no module; `install.py` calls it from block hooks."""
+"""A span of blocks at run time: each block runs, replays what is stored of its sublayers, or lets its streams
+pass until the last block adds the span's residual. Holds no module; `block_hooks` calls it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from dit_accel import units
 from dit_accel.plan import Key
 from dit_accel.session import Session
-from dit_accel.timeline import DIFFERENCE, OUT, SHARED, Track
+from dit_accel.timeline import DIFFERENCE, OUT, SHARED, Entry, Track, nodes_of
 
 Streams = tuple[Tensor, ...]
 
@@ -60,8 +59,8 @@ class _State:
 
     answer: str  # "compute", "replay" (the blocks' own code around stored sublayers) or "add" (a residual)
     inputs: Streams
-    residual: Streams  # what is added; () if it can only be derived at the last block
-    method: Any
+    residual: units.Answer  # what is added; () if it can only be derived at the last block
+    entry: Entry
     planned: bool  # whether running was the plan
     gates: set[str]  # of the branch's reuses: for "current" ones sublayer outputs are recorded
 
@@ -72,13 +71,9 @@ def _branch(session: Session, member: Member, track: Track, branch: str, call: B
         session.scratch[slot] = _open(session, member, track, branch, call.streams)
     state: _State = session.scratch[slot]
     if state.answer == "add":
-        if not member.last:
-            return call.streams
-        residual = state.residual or units.derive(session, member.key, branch, state.method)
-        units.keep(session, member.key, track, branch, residual, planned=True)
-        return tuple(x + r for x, r in zip(call.streams, residual, strict=True))
+        return _add(session, member, track, branch, call.streams, state) if member.last else call.streams
     if state.answer == "replay":
-        out = call.replay(call.streams, _stored(session, member, branch))
+        out = call.replay(call.streams, _replayed(session, member, branch, state))
     else:
         out = _run(session, member, track, branch, call, state)
     if member.last:
@@ -92,13 +87,25 @@ def _open(session: Session, member: Member, track: Track, branch: str, streams: 
     cond = session.scratch.get(("span", member.key, "cond"))
     pending = branch == "uncond" and cond is not None  # a batched pair: cond's last block is yet to come
     shapes = [stream.shape for stream in streams]
-    entry, value = units.decide(session, member.key, track, branch, shapes, cond_pending=pending)
+    entry, found = units.decide(session, member.key, track, branch, shapes, cond_pending=pending)
     gates = gates_in_use(track, branch)
-    method = entry.groups[0][0]
-    if value is None:
-        return _State("compute", streams, (), method, entry.computes, gates)
-    answer = "replay" if getattr(method, "gates", None) == "current" else "add"
-    return _State(answer, streams, value, method, True, gates)
+    if found is None:
+        return _State("compute", streams, (), entry, entry.computes, gates)
+    answer = "replay" if getattr(entry.groups[0][0], "gates", None) == "current" else "add"
+    return _State(answer, streams, found, entry, True, gates)
+
+
+def _add(
+    session: Session, member: Member, track: Track, branch: str, streams: Streams, state: _State
+) -> Streams:
+    """The streams behind the span: the stored residuals, continued, on top of them."""
+    residual = state.residual or units.derive(session, member.key, branch, state.entry)
+    residual = residual[: len(streams)]
+    if not units.kept(session, track, branch, planned=True):
+        return tuple(each.added_to(x) for x, each in zip(streams, residual, strict=True))
+    value = tuple(each.value(x) for x, each in zip(streams, residual, strict=True))
+    units.keep(session, member.key, track, branch, value, planned=True)
+    return tuple(x + r for x, r in zip(streams, value, strict=True))
 
 
 def gates_in_use(track: Track, branch: str) -> set[str]:
@@ -107,23 +114,17 @@ def gates_in_use(track: Track, branch: str) -> set[str]:
     return {e.groups[0][0].gates for e in entries if hasattr(e.groups[0][0], "gates")}
 
 
-def _must_keep(track: Track, branch: str, session: Session, state: _State, name: str) -> bool:
-    assert session.at is not None
-    owner = "cond" if branch == "both" else branch
-    entry = track.entry(session.at.step, branch)
-    return (owner, name) in track.slots and (name in entry.keep or not state.planned)
-
-
 def _run(
     session: Session, member: Member, track: Track, branch: str, call: BlockCall, state: _State
 ) -> Streams:
-    if not ("current" in state.gates and _must_keep(track, branch, session, state, OUT)):
+    if "current" not in state.gates or not units.kept(session, track, branch, state.planned, (OUT,)):
         return call.run(call.streams)
     assert session.at is not None
     out, sublayers = call.record(call.streams)
+    depth = track.depths["cond" if branch == "both" else branch, OUT]
     for name, tensors in sublayers.items():
         address = session.address((member.key[0], f"{member.block}.{name}"), branch)
-        session.memory.store(address, OUT, tensors, session.at.step)
+        session.memory.store(address, OUT, tensors, session.at.step, depth)
     return out
 
 
@@ -139,13 +140,17 @@ def _keep_residual(
         units.keep(session, member.key, track, branch, residual, planned)
 
 
-def _stored(session: Session, member: Member, branch: str) -> dict[str, Streams]:
-    """The recorded outputs of this block's sublayers."""
+def _replayed(session: Session, member: Member, branch: str, state: _State) -> dict[str, Streams]:
+    """What this block's sublayers answer: their recorded outputs, continued to this step."""
     prefix = f"{member.block}."
     layout = session.at.layout if session.at else ()
-    return {
-        address[1].removeprefix(prefix): slot.tensors
-        for (address, name), slot in session.memory.slots.items()
-        if address[0] == member.key[0] and address[1].startswith(prefix)
-        and address[2:] == (branch, layout) and name == OUT
-    }  # fmt: skip
+    found: dict[str, Streams] = {}
+    for address, name in list(session.memory.slots):
+        component, site, owner, of = address
+        if (component, owner, of, name) != (member.key[0], branch, layout, OUT) or not site.startswith(
+            prefix
+        ):
+            continue
+        past = session.memory.history(address, OUT)[: nodes_of(state.entry.groups[0][0])]
+        found[site.removeprefix(prefix)] = units.mixed(session, state.entry, past, state.inputs[0])
+    return found

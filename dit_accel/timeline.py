@@ -1,7 +1,8 @@
 """What may follow what: lays the letters of one site over the steps and decides what must be kept.
 
 Rules (steps k, branches cond before uncond):
-    reuse needs an output computed on its own branch at most max_age steps before;
+    reuse needs an output computed on its own branch at most max_age steps before; forecast too, and continues
+    the last order + 1 of them (fewer where fewer were computed); skip needs nothing;
     share needs cond's answer of the same step, computed or reused, and, with `difference`, a difference at
     most max_age steps old, stored at a step at which both branches computed; cond itself never shares;
     tail and residual need what is far, stored by an anchor: a full pass of the same choice on the same head
@@ -12,7 +13,7 @@ In [timeline] the letters are explicit, so there it is an error.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -34,6 +35,10 @@ class Entry:
     letters: str
     groups: tuple[tuple[Any, tuple[int, ...]], ...]  # (method or None for the model's own, heads)
     keep: Mapping[str, tuple[int, ...]]  # name -> heads whose value must be stored after computing
+    # where a span or sublayer does not compute: the steps whose stored values it reads, newest first, and
+    # fitted weights of them (before them that of cond, where it shares); () leaves the weights to the method
+    sources: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
 
     @property
     def computes(self) -> bool:
@@ -56,6 +61,22 @@ class Track:
     def entry(self, step: int, branch: str) -> Entry:
         """The entry of a step; branch "both" is only asked where `together` holds."""
         return self.entries["cond" if branch == "both" else branch][step]
+
+    @cached_property
+    def depths(self) -> dict[tuple[str, str], int]:
+        """(branch, name) -> how many steps' values are held at a time."""
+        held = dict.fromkeys(self.slots, 1)
+        for branch, name in held:
+            entries = self.entries[branch]
+            stored = sum(name in entry.keep for entry in entries)
+            read = [
+                nodes_of(method)
+                for entry in entries
+                for method, _ in entry.groups
+                if name == (DIFFERENCE if shares(method) else OUT)
+            ]
+            held[branch, name] = max(1, min(stored, max(read, default=1)))
+        return held
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -84,12 +105,24 @@ class Track:
         return {key: tuple(sorted(heads)) for key, heads in found.items()}
 
 
+def shares(method: Any) -> bool:
+    """Whether a method derives uncond from cond."""
+    return hasattr(method, "difference")
+
+
+def nodes_of(method: Any) -> int:
+    """How many stored values (of different steps) a method that does not compute reads."""
+    return 0 if method is None or method.computes else getattr(method, "nodes", 1)
+
+
 def lay(
     letters: Mapping[str, tuple[str, ...]],  # branch -> one string per step, one letter per head
     method_of: Callable[[str], Any],
     strict: str | None,  # where the letters stand in the recipe, if breaking a rule is an error
     few: bool,
     runs: Runs | None = None,  # branch -> the steps at which the site is reached at all; None is every one
+    fitted: Mapping[str, tuple[tuple[float, ...], ...]]
+    | None = None,  # branch -> weights of each step, or ()
 ) -> Track:
     """Lay every head of one site over the steps."""
     heads = len(letters["cond"][0])
@@ -98,11 +131,16 @@ def lay(
         for head in range(heads)
     ]
     all_steps = range(len(letters["cond"]))
-    entries = {b: tuple(_entry([lane.cell(k, b) for lane in lanes]) for k in all_steps) for b in BRANCHES}
+    entries = {
+        b: tuple(_entry([lane.cell(k, b) for lane in lanes], lanes[0].sources[b][k]) for k in all_steps)
+        for b in BRANCHES
+    }
+    if fitted is not None:
+        entries |= {b: tuple(map(_with_weights, entries[b], fitted[b])) for b in fitted}
     return Track(entries, sum(lane.upgraded for lane in lanes))
 
 
-def _entry(cells: "list[tuple[str, Any, frozenset[str]]]") -> Entry:
+def _entry(cells: "list[tuple[str, Any, frozenset[str]]]", sources: tuple[int, ...]) -> Entry:
     groups: dict[Any, list[int]] = {}
     keep: dict[str, list[int]] = {}
     for head, (_, method, names) in enumerate(cells):
@@ -113,7 +151,14 @@ def _entry(cells: "list[tuple[str, Any, frozenset[str]]]") -> Entry:
         letters="".join(letter for letter, _, _ in cells),
         groups=tuple((method, tuple(heads)) for method, heads in groups.items()),
         keep={name: tuple(heads) for name, heads in keep.items()},
+        sources=sources,
     )
+
+
+def _with_weights(entry: Entry, weights: tuple[float, ...]) -> Entry:
+    """The entry with fitted weights, where it still reads as many values as were fitted."""
+    read = len(entry.sources) + shares(entry.groups[0][0])
+    return replace(entry, weights=weights) if len(weights) == read and not entry.computes else entry
 
 
 class _Lane:
@@ -123,30 +168,32 @@ class _Lane:
         self, letters: Mapping[str, str], method_of: Any, strict: str | None, few: bool, runs: Runs | None
     ):
         self.strict, self.few, self.upgraded, self.runs = strict, few, 0, runs
-        self.last_out: dict[str, int] = {}
-        self.last_difference: int | None = None
+        self.computed: dict[str, list[int]] = {b: [] for b in BRANCHES}  # steps, oldest first
+        self.differences: list[int] = []  # steps at which both branches computed
+        self.sources: dict[str, list[tuple[int, ...]]] = {b: [] for b in BRANCHES}
         self.last_anchor: dict[str, tuple[int, Any]] = {}  # branch -> (step, the method it is for)
         self.rows: dict[str, list[tuple[str, Any]]] = {b: [] for b in BRANCHES}
         for step in range(len(letters["cond"])):
             for branch in BRANCHES:
                 letter = letters[branch][step]
                 self.rows[branch].append(self._decide(letter, method_of(letter), step, branch))
+                self.sources[branch].append(self._read(step, branch))
                 if self._computed(step, branch):
-                    self.last_out[branch] = step
+                    self.computed[branch].append(step)
             if self._computed(step, "cond") and self._computed(step, "uncond"):
-                self.last_difference = step
+                self.differences.append(step)
         self.steps = len(self.rows["cond"])
+        self.deepest = max(nodes_of(method) for row in self.rows.values() for _, method in row)
 
     def _decide(self, letter: str, method: Any, step: int, branch: str) -> tuple[str, Any]:
         if hasattr(method, "anchor"):
             return self._complete(letter, method, step, branch)
         if method is None or method.computes:
             return letter, method
-        shares = hasattr(method, "difference")
         absent = self.runs is not None and step not in self.runs[branch]
-        if absent or (shares and branch == "cond"):
+        if absent or (shares(method) and branch == "cond"):
             return ALONE, None
-        reason = "steps are few" if self.few else self._why_not(method, shares, step, branch)
+        reason = "steps are few" if self.few else self._why_not(method, step, branch)
         if reason is None:
             return letter, method
         if self.strict is not None:
@@ -168,15 +215,26 @@ class _Lane:
         self.last_anchor[branch] = step, method.anchor.anchors  # never a choice that only refreshes
         return ALONE, method.anchor
 
-    def _why_not(self, method: Any, shares: bool, step: int, branch: str) -> str | None:
-        if method.max_age == 0:
+    def _why_not(self, method: Any, step: int, branch: str) -> str | None:
+        if getattr(method, "max_age", None) == 0:
             return "its max_age is 0"
-        if shares and not method.difference:
+        if nodes_of(method) == 0:
             return None
-        last = self.last_difference if shares else self.last_out.get(branch)
-        if last is None:
+        made = self._made(method, branch)
+        if not made:
             return "nothing was computed before it"
-        return None if step - last <= method.max_age else f"the stored value is {step - last} steps old"
+        age = step - made[-1]
+        return None if age <= method.max_age else f"the stored value is {age} steps old"
+
+    def _made(self, method: Any, branch: str) -> list[int]:
+        """The steps so far whose values a method could read, oldest first."""
+        return self.differences if shares(method) else self.computed[branch]
+
+    def _read(self, step: int, branch: str) -> tuple[int, ...]:
+        """The steps whose values this step reads, newest first."""
+        _, method = self.rows[branch][step]
+        count = nodes_of(method)
+        return tuple(reversed(self._made(method, branch)[-count:])) if count else ()
 
     def _computed(self, step: int, branch: str) -> bool:
         if self.runs is not None and step not in self.runs[branch]:
@@ -208,7 +266,7 @@ class _Lane:
         if not self._computed(step, branch):
             # a reused output of cond can still be shared
             return [SHARED] if branch == "cond" and self._shares(step) else []
-        names = [OUT] if self._read_later(step, branch, shared=False) else []
+        names = [OUT] if self._is_used(step, branch, OUT) else []
         stores_difference = self._stores_difference(step)
         if branch == "uncond" and stores_difference:
             names.append(DIFFERENCE)
@@ -218,23 +276,20 @@ class _Lane:
 
     def _stores_difference(self, step: int) -> bool:
         both = self._computed(step, "cond") and self._computed(step, "uncond")
-        return both and self._read_later(step, "uncond", shared=True)
+        return both and self._is_used(step, "uncond", DIFFERENCE)
 
     def _shares(self, step: int) -> bool:
-        return hasattr(self.rows["uncond"][step][1], "difference")
+        return shares(self.rows["uncond"][step][1])
 
-    def _read_later(self, step: int, branch: str, shared: bool) -> bool:
-        """Whether a later step reads what this one computes, before it is computed anew."""
+    def _is_used(self, step: int, branch: str, name: str) -> bool:
+        """Whether a later step reads the value stored under `name` here, before newer ones push it out."""
+        newer = 0
         for later in range(step + 1, self.steps):
-            method = self.rows[branch][later][1]
+            _, method = self.rows[branch][later]
             if self._computed(later, branch):
-                if not shared or self._computed(later, "cond"):
+                newer += name == OUT or self._computed(later, "cond")
+                if newer >= self.deepest:
                     return False
-            elif (
-                method is not None
-                and not method.computes
-                and hasattr(method, "difference") == shared
-                and getattr(method, "difference", True)
-            ):
+            elif (DIFFERENCE if shares(method) else OUT) == name and nodes_of(method) > newer:
                 return True
         return False

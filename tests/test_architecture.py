@@ -30,7 +30,7 @@ LAYERS = (
     {"session"},
     {"block_heads", "buckets", "units", "visit"},
     {"methods", "predict", "proxy", "spans"},
-    {"placement"},
+    {"block_hooks", "placement"},
     {"install"},
     {"api"},
     {""},

@@ -41,6 +41,10 @@ r = {{ method = "reuse", max_age = 2 }}
 R = {{ method = "reuse", max_age = 2, gates = "stored" }}
 s = {{ method = "share_branch", max_age = 2 }}
 c = {{ method = "share_branch", difference = false }}
+P = {{ method = "forecast", order = 1, max_age = 2 }}
+Q = {{ method = "forecast", order = 2, max_age = 2, gates = "current" }}
+z = {{ method = "skip" }}
+d = {{ method = "share_branch", order = 1, max_age = 2 }}
 C = {{ method = "compute" }}
 """
 
@@ -99,6 +103,17 @@ ROWS: dict[str, Row] = {
         Row("share module, copy", _timeline("1.{attn}", "CccCccCcC"), "share_branch", **SHARE),
         Row("share span", _timeline("1-2", "CssCssCsC"), "share_branch", **SHARE),
         Row("share span, copy", _timeline("1-2", "CccCccCcC"), "share_branch", **SHARE),
+        Row("reuse feed-forward", _timeline("1.{ff}", "CrCrrCrrC"), "reuse"),
+        Row("forecast span", _timeline("1-2", "CCPCPPCPC"), "forecast"),
+        Row("forecast span, current gates", _timeline("1-2", "CCCCQQCQC"), "forecast"),
+        Row("forecast module", _timeline("1.{attn}", "CPPCPPCPC"), "forecast"),
+        Row("skip span", _timeline("1", "CzCzzCCzC"), "skip", stores=False),
+        Row("skip module", _timeline("1.{attn}", "CzCzzCCzC"), "skip", stores=False),
+        Row("share span, difference continued", _timeline("1-2", "CCdCddCdC"), "share_branch", **SHARE),
+        Row(
+            "sublayers inside a span", _timeline("1-2", "CCPCPCPCC") + '"{blocks}.1.{ff}" = "CPCCCrCCr"\n',
+            "forecast",
+        ),
         Row(
             "mixed with far parts", '[noise]\nedges = [1.0, 0.5, 0.0]\n'
             '[attention.both]\n"{blocks}.*.{attn}" = ["tFer", "etbk"]\n'
@@ -133,7 +148,9 @@ WIDE = [
 def names(case: str) -> dict[str, str]:
     """What a family calls its blocks and its self-attention."""
     blocks = "blocks" if TINY[case].family == "wan" else "transformer_blocks"
-    return {"blocks": blocks, "attn": "attn" if TINY[case].family == "qwen_image" else "attn1"}
+    family = TINY[case].family
+    feed_forward = {"wan": "ffn", "qwen_image": "img_mlp"}.get(family, "ff")
+    return {"blocks": blocks, "attn": "attn" if family == "qwen_image" else "attn1", "ff": feed_forward}
 
 
 def recipe(row: str, case: str, extra: str = "") -> Recipe:

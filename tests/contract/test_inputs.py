@@ -143,7 +143,7 @@ def test_an_error_while_installing_undoes_what_was_installed(monkeypatch: pytest
     def fail(*_):
         raise RuntimeError("half-way")
 
-    monkeypatch.setattr("dit_accel.install.BlockHook.__init__", fail)
+    monkeypatch.setattr("dit_accel.block_hooks.BlockHook.__init__", fail)
     with pytest.raises(RuntimeError, match="half-way"):
         dit_accel.accelerate(pipe, recipe("reuse span, stored gates", "wan22"))
     assert untouched(pipe)

@@ -8,6 +8,7 @@ Keeps: per site and branch one tensor [B, N, h, D] (heads), one module output (s
 Exact when: never used; at max_age = 0 it computes every step.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -32,12 +33,17 @@ class Reuse:
     computes: ClassVar[bool] = False
     exact: ClassVar[bool] = False
     needs_grid: ClassVar[bool] = False
+    nodes: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.max_age < 0:
             raise ValueError(f"max_age must be a number of steps >= 0; got {self.max_age}")
         if self.gates not in ("current", "stored"):
             raise ValueError(f'gates must be "current" or "stored"; got {self.gates!r}')
+
+    def weights(self, level: float, nodes: Sequence[float]) -> tuple[float, ...]:
+        """The newest stored output as it is."""
+        return (1.0, *(0.0,) * (len(nodes) - 1))
 
     def attend(self, visit: AttentionVisit) -> Tensor:  # [B, N, h, D]
         return visit.recall("out", self.max_age)
