@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
-from torch import nn
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch import Tensor, nn
 
-from dit_accel import compat, placement, predict, spans, units
+from dit_accel import compat, placement, predict, spans, units, whole
 from dit_accel.block_hooks import BLOCK, SUBLAYER, BlockHook, Replacing, SublayerHook
 from dit_accel.plan import Key
 from dit_accel.proxy import KEY_ATTRIBUTE, Installed, Proxy, make_proxy
 from dit_accel.session import Session
-from dit_accel.sites import Span, match_span, match_sublayers
+from dit_accel.sites import DENOISER, Span, match_span, match_sublayers
 
 ROOT, PLACE = "dit_accel_root", "dit_accel_place"
 
@@ -203,12 +204,27 @@ class RootHook(Replacing):
         forward = self.original()
         try:
             placed_args, placed_kwargs = self._before(module, args, kwargs)
-            output = forward(*placed_args, **placed_kwargs)
+            output = self._answer(forward, placed_args, placed_kwargs)
             if self._has_failed(output):
                 output = forward(*args, **kwargs)
             return output
         finally:
             self._after()
+
+    def _answer(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The denoiser's output: computed, or summed up where the timeline has the whole denoiser."""
+        session = self.installation.session
+        if session.track("timeline", (self.component, DENOISER)) is None:
+            return forward(*args, **kwargs)
+        x = self.signature.bind(None, *args, **kwargs).arguments["hidden_states"]
+
+        def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+            return forward(*args, **{**kwargs, "return_dict": False})[0]
+
+        value = whole.visit(session, self.component, run, x, (args, kwargs))
+        bound = self.signature.bind(None, *args, **kwargs)
+        bound.apply_defaults()
+        return Transformer2DModelOutput(sample=value) if bound.arguments["return_dict"] else (value,)
 
     # hidden from Dynamo: where the whole denoiser is compiled it would trace the session's books into graphs
 

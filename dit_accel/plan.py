@@ -10,13 +10,21 @@ from typing import Any
 
 from dit_accel.errors import RecipeError
 from dit_accel.recipe import Recipe
-from dit_accel.sites import Denoiser, Span, match_attention, match_span, match_sublayers, unmatched
-from dit_accel.timeline import ALONE, BRANCHES, FEW_STEPS, Entry, Runs, Track, lay
+from dit_accel.sites import (
+    DENOISER,
+    Denoiser,
+    Span,
+    match_attention,
+    match_span,
+    match_sublayers,
+    match_whole,
+    unmatched,
+)
+from dit_accel.timeline import ALONE, BRANCHES, FEW_STEPS, INPUT, Entry, Runs, Term, Terms, Track, lay
 
 Key = tuple[str, str]  # (component, site)
-SAME_LEVEL = (
-    1e-3  # noise levels nearer than this are the same schedule: weights fitted on one serve the other
-)
+SOURCES = {"c": "cond", "u": "uncond", "x": INPUT}  # the letters of [weights]
+SAME_LEVEL = 1e-3  # nearer noise levels are one schedule: weights fitted on one serve the other
 
 
 @dataclass(frozen=True)
@@ -121,8 +129,8 @@ class _Reader:
                         self.patterns[seam, key, one] = pattern
         self._refuse_overlap(seam, found)
         tracks: dict[Key, Track] = {}
-        # spans first: a sublayer inside a skipped block neither runs nor stores
-        for key in sorted(found, key=lambda key: key not in self.spans):
+        # from the outside in: a sublayer inside a skipped block neither runs nor stores
+        for key in sorted(found, key=lambda key: (key[1] != DENOISER, key not in self.spans)):
             tracks[key] = self._track(seam, key, found[key])
             if seam == "timeline":
                 self.timeline[key] = tracks[key]
@@ -136,6 +144,8 @@ class _Reader:
                 sites[one.component, span.site] = 1
                 self.spans[one.component, span.site] = span
             inside = match_sublayers(pattern, one) if seam == "timeline" else match_attention(pattern, one)
+            if seam == "timeline" and match_whole(pattern, one):
+                inside = [DENOISER]
             for site in inside:
                 sites[one.component, site] = one.attention[site] if seam == "attention" else 1
         if not sites:
@@ -190,15 +200,15 @@ class _Reader:
             fitted=self._fitted(key) if seam == "timeline" and self.fits else None,
         )
 
-    def _fitted(self, key: Key) -> dict[str, tuple[tuple[float, ...], ...]]:
-        """The recipe's weights for this site by branch."""
-        tables = self.recipe.weights
-        found: dict[str, tuple[tuple[float, ...], ...]] = {}
+    def _fitted(self, key: Key) -> dict[str, Mapping[int, Terms]]:
+        """What fitted answers of this site sum up: branch -> step -> terms."""
+        found: dict[str, Mapping[int, Terms]] = {}
         for branch in BRANCHES:
             pattern = self.patterns.get(("timeline", key, branch), "")
-            row = tables.get(branch, {}).get(pattern) or tables.get("both", {}).get(pattern)
-            if row is not None:
-                found[branch] = row
+            for table in (branch, "both"):
+                rows = self.recipe.weights.get(table, {}).get(pattern)
+                if rows is not None and branch not in found:
+                    found[branch] = {step: _terms(weights) for step, weights in rows.items()}
         return found
 
     def _reached(self, seam: str, key: Key) -> Runs | None:
@@ -219,6 +229,8 @@ class _Reader:
 
     def _holds(self, outer: Key, site: str) -> bool:
         span = self.spans.get(outer)
+        if outer[1] == DENOISER:
+            return True
         return outer[1] == site if span is None else site.rpartition(".")[0] in span.blocks
 
     def _method(self, letter: str) -> Any:
@@ -270,6 +282,10 @@ class _Reader:
         if changed and (self.mapped or self.runs):
             notes.append(f"{changed} reuse or share entries became compute to stay within their max_age")
         return notes
+
+
+def _terms(weights: Mapping[str, float]) -> Terms:
+    return tuple(Term(SOURCES[name[0]], int(name[1:]), weight) for name, weight in weights.items())
 
 
 def _same_levels(levels: tuple[float, ...], others: tuple[float, ...]) -> bool:

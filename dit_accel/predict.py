@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from dit_accel.plan import Key, Plan
 from dit_accel.session import Forward, Session
+from dit_accel.sites import DENOISER
 from dit_accel.spans import gates_in_use
-from dit_accel.timeline import DIFFERENCE, OUT, SHARED, TAIL_LSE, Track
+from dit_accel.timeline import DIFFERENCE, INPUT, OUT, SHARED, TAIL_LSE, Track
 
 LSE_BYTES = SCALE_BYTES = 4  # float32 in every dtype of the model
 
@@ -36,7 +37,7 @@ class _Predictor:
     def __init__(
         self, plan: Plan, at: Forward, session: Session, module: nn.Module, inputs: Mapping[str, Any]
     ):
-        self.plan, self.at, self.module = plan, at, module
+        self.plan, self.at, self.module, self.inputs = plan, at, module, inputs
         self.family = session.families[at.component]
         self.denoiser = session.denoisers[at.component]
         self.storage = session.recipe.storage
@@ -78,6 +79,9 @@ class _Predictor:
         total = 0
         for branch, name, _, samples in self._slots(track):
             samples *= track.depths[branch, name]
+            if key[1] == DENOISER:
+                total += samples * self._latents(name)
+                continue
             if span is not None:
                 gates = gates_in_use(track, branch) if name == OUT else set()
                 if "current" in gates:
@@ -87,6 +91,16 @@ class _Predictor:
             else:
                 total += samples * self._sublayer_rows(key[1].rpartition(".")[2]) * self._row(key[1])
         return total
+
+    def _latents(self, name: str) -> int:
+        """Bytes per sample of the denoiser's input or output."""
+        hidden = self.inputs["hidden_states"]
+        numel = hidden.numel() // hidden.shape[0]
+        head = next((place.module for place in self.family.places if place.back), None)
+        if name != INPUT and head is not None:
+            numel = self.at.visual * self.module.get_submodule(head).out_features  # pyright: ignore
+        rows = numel // hidden.shape[-1]
+        return numel + rows * SCALE_BYTES if self.storage == "fp8" else numel * self.item
 
     def _row(self, path: str) -> int:
         """Bytes of one stored row of a unit."""

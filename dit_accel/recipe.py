@@ -23,7 +23,7 @@ from dit_accel.recipe_names import (
     shipped_recipe,
 )
 from dit_accel.recipe_parse import Choice, MadeFor, Places, parse
-from dit_accel.recipe_toml import parse_toml, read_text, write_table, write_timeline
+from dit_accel.recipe_toml import parse_toml, quote, read_text, write_table, write_timeline
 
 __all__ = ["Choice", "MadeFor", "Recipe", "list_recipes", "resolve_model"]
 
@@ -31,8 +31,9 @@ __all__ = ["Choice", "MadeFor", "Recipe", "list_recipes", "resolve_model"]
 Pictures = Mapping[str, Mapping[str, tuple[str, ...]]]
 # branch -> site pattern -> one letter per step
 Timelines = Mapping[str, Mapping[str, str]]
-# branch -> site pattern -> for each step the weights of the stored values it answers with, or ()
-Weights = Mapping[str, Mapping[str, tuple[tuple[float, ...], ...]]]
+# branch -> site pattern -> step -> weights of the stored values whose sum answers: "c3" is the site's value
+# of cond at step 3, "u3" that of uncond, "x3" what the denoiser was called with
+Weights = Mapping[str, Mapping[str, Mapping[int, Mapping[str, float]]]]
 EXACT = frozenset({"full", "compute"})
 
 
@@ -47,7 +48,7 @@ class Recipe:
     edges: tuple[float, ...] = (1.0, 0.0)  # noise levels between the intervals, falling
     attention: Pictures = field(default_factory=dict[str, Mapping[str, tuple[str, ...]]])
     timeline: Timelines = field(default_factory=dict[str, Mapping[str, str]])
-    weights: Weights = field(default_factory=dict[str, Mapping[str, tuple[tuple[float, ...], ...]]])
+    weights: Weights = field(default_factory=dict[str, Mapping[str, Mapping[int, Mapping[str, float]]]])
     fitted_at: tuple[float, ...] = ()  # the noise level of each step at which `weights` were fitted
     memory_gb: float | None = None
     storage: str = "model"  # how the timeline's outputs are stored: "model" (their own dtype), "fp8" or "cpu"
@@ -195,7 +196,9 @@ class Recipe:
         tables += [write_timeline(f"timeline.{branch}", rows) for branch, rows in self.timeline.items()]
         tables += [write_table("weights", {"levels": self.fitted_at})] if self.weights else []
         tables += [
-            write_table(f"weights.{branch}", rows, quoted=True) for branch, rows in self.weights.items()
+            write_table(f"weights.{branch}.{quote(site)}", {str(step): sum_ for step, sum_ in rows.items()})
+            for branch, sites in self.weights.items()
+            for site, rows in sites.items()
         ]
         tables += [write_table("files", self.files, quoted=True)] if self.files else []
         tables += [write_table("made_by", self.made_by)] if self.made_by else []

@@ -5,6 +5,7 @@ site exists, and whether a reuse has something to reuse, only the plan can say.
 """
 
 import re
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,11 @@ MAX_INDEX = 9_999
 
 _INDEX = r"(?:\*|\d{1,4}(?:-\d{1,4})?)"
 # "blocks.3", "blocks.*.attn1", "transformer_2.transformer_blocks.0-5.attn"; "*" is every site
-_PATTERN = re.compile(rf"\*|(?:transformer(?:_2)?\.)?[A-Za-z_]\w*\.{_INDEX}(?P<inside>(?:\.\w+)*)", re.ASCII)
+_PATTERN = re.compile(
+    r"\*|(?:transformer(?:_2)?\.)?denoiser|"
+    rf"(?:transformer(?:_2)?\.)?[A-Za-z_]\w*\.{_INDEX}(?P<inside>(?:\.\w+)*)",
+    re.ASCII,
+)
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*\.safetensors")
 
 
@@ -211,13 +216,24 @@ def _check_weights(recipe: "Recipe") -> None:
                     f"{_row(path)} has no row in [timeline.{branch}]; rows there: "
                     f"{nearest(pattern, timeline)}. Weights belong to the letters of a row.",
                 )
-            longest = max(map(len, row), default=0)
-            if len(row) != steps or longest > MAX_WEIGHTS:
-                recipe.fail(
-                    path,
-                    f"{_row(path)} must hold one list for each of the {steps} steps, of at most "
-                    f"{MAX_WEIGHTS} weights; found {len(row)} lists, the longest of {longest}.",
-                )
+            for step, weights in row.items():
+                _check_sum(recipe, (*path, str(step)), step, weights)
+
+
+def _check_sum(recipe: "Recipe", path: tuple[str, ...], step: int, weights: Mapping[str, float]) -> None:
+    if not step < (recipe.made_for.steps or 0) or not 1 <= len(weights) <= MAX_WEIGHTS:
+        recipe.fail(
+            path,
+            f"{_row(path)}: step {step} must be one of the {recipe.made_for.steps} steps and sum up 1 to "
+            f"{MAX_WEIGHTS} values; found {len(weights)}.",
+        )
+    for name in weights:
+        if not re.fullmatch("[cux][0-9]{1,5}", name) or int(name[1:]) > step:
+            recipe.fail(
+                (*path, name),
+                f"{_row(path)}: {shown(name)} is no value that step {step} could know. Write c3 (cond at "
+                "step 3), u3 (uncond) or x3 (the denoiser's input), of that step or an earlier one.",
+            )
 
 
 def _check_files(recipe: "Recipe") -> None:

@@ -171,12 +171,20 @@ class _Tables:
         levels = table.pop("levels", ())
         rows: dict[str, dict[str, Any]] = {}
         for branch in table:
-            rows[branch] = {}
-            for pattern, row in self.table("weights", branch).items():
-                path = ("weights", branch, pattern)
-                self.expect(path, row, (list, tuple), "a list with one list of weights per step")
-                rows[branch][pattern] = tuple(self.numbers(path, each) for each in row)
+            rows[branch] = {
+                site: self.sums(("weights", branch, site)) for site in self.table("weights", branch)
+            }
         return {"weights": rows, "fitted_at": self.numbers(("weights", "levels"), levels)}
+
+    def sums(self, path: tuple[str, ...]) -> dict[int, dict[str, float]]:
+        """Step -> the weights of named values."""
+        found: dict[int, dict[str, float]] = {}
+        for step in self.table(*path):
+            if not step.isdecimal() or len(step) > 5:
+                self.places.fail((*path, step), f"{_name(path)}: {shown(step)} must be the number of a step.")
+            weights = self.table(*path, step)
+            found[int(step)] = {key: self.number((*path, step, key), each) for key, each in weights.items()}
+        return found
 
     def files(self) -> dict[str, str]:
         """File name -> sha256. Unquoted, `router.safetensors = "..."` is a table to TOML: joined here."""

@@ -157,6 +157,7 @@ METHODS = Registry(
         "reuse": "dit_accel.methods.reuse.reuse:Reuse",
         "share_branch": "dit_accel.methods.reuse.share_branch:ShareBranch",
         "forecast": "dit_accel.methods.reuse.forecast:Forecast",
+        "fitted": "dit_accel.methods.reuse.fitted:Fitted",
         "skip": "dit_accel.methods.reuse.skip:Skip",
         "compute": "dit_accel.methods.reuse.compute:Compute",
     },

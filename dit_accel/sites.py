@@ -10,6 +10,7 @@ _PATTERN = re.compile(
     r"(?:(?P<component>transformer(?:_\d+)?)\.)?(?P<list>[a-z_]+)\.(?P<index>\*|\d+|\d+-\d+)(?:\.(?P<child>\w+))?"
 )
 
+DENOISER = "denoiser"  # on the timeline: the whole denoiser, from its inputs to its output
 EVERYTHING = "*"  # all attention sites; on the timeline all blocks as one span
 
 
@@ -57,6 +58,11 @@ def match_sublayers(pattern: str, denoiser: Denoiser) -> list[str]:
     return [site for site in denoiser.sublayers if _covers(parts, site)]
 
 
+def match_whole(pattern: str, denoiser: Denoiser) -> bool:
+    """Whether a pattern names the whole denoiser."""
+    return pattern in (DENOISER, f"{denoiser.component}.{DENOISER}")
+
+
 def match_span(pattern: str, denoiser: Denoiser) -> Span | None:
     """The span of blocks a pattern names, or None."""
     if pattern == EVERYTHING:
@@ -73,7 +79,7 @@ def match_span(pattern: str, denoiser: Denoiser) -> Span | None:
 
 def unmatched(pattern: str, denoisers: tuple[Denoiser, ...], where: str, table: str) -> RecipeError:
     """The error for a pattern that names nothing in the pipeline."""
-    known = [site for one in denoisers for site in (*one.sublayers, *one.blocks)]
+    known = [site for one in denoisers for site in (DENOISER, *one.sublayers, *one.blocks)]
     return RecipeError(
         f'{where}: [{table}] "{pattern}" matches no site of this pipeline; '
         f"nearest: {nearest(pattern, known)}. "

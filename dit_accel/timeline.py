@@ -13,7 +13,7 @@ In [timeline] the letters are explicit, so there it is an error.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -23,9 +23,21 @@ BRANCHES = ("cond", "uncond")
 Runs = Mapping[str, frozenset[int]]  # branch -> steps
 FEW_STEPS = 8  # at or under this a step is too long for its neighbour's outputs
 
-OUT, SHARED, DIFFERENCE = "out", "shared", "difference"
+OUT, SHARED, DIFFERENCE, INPUT = "out", "shared", "difference", "input"
 TAIL, TAIL_LSE, RESIDUAL = "tail", "tail_lse", "residual"  # what an anchor stores itself
 ALONE = "."  # the letter of what a recipe leaves to the model, and of entries that had to compute
+
+
+@dataclass(frozen=True)
+class Term:
+    """A stored value with its weight in a sum."""
+
+    of: str  # "cond", "uncond" (a site's value on that branch) or "input" (what the denoiser was called with)
+    step: int
+    weight: float
+
+
+Terms = tuple[Term, ...]
 
 
 @dataclass(frozen=True)
@@ -35,10 +47,9 @@ class Entry:
     letters: str
     groups: tuple[tuple[Any, tuple[int, ...]], ...]  # (method or None for the model's own, heads)
     keep: Mapping[str, tuple[int, ...]]  # name -> heads whose value must be stored after computing
-    # where a span or sublayer does not compute: the steps whose stored values it reads, newest first, and
-    # fitted weights of them (before them that of cond, where it shares); () leaves the weights to the method
+    # where a span or sublayer does not compute: the steps whose stored values it reads, newest first,
     sources: tuple[int, ...] = ()
-    weights: tuple[float, ...] = ()
+    terms: "Terms" = ()  # or, if it is fitted, the named values it sums up
 
     @property
     def computes(self) -> bool:
@@ -65,18 +76,23 @@ class Track:
     @cached_property
     def depths(self) -> dict[tuple[str, str], int]:
         """(branch, name) -> how many steps' values are held at a time."""
-        held = dict.fromkeys(self.slots, 1)
-        for branch, name in held:
-            entries = self.entries[branch]
-            stored = sum(name in entry.keep for entry in entries)
-            read = [
-                nodes_of(method)
-                for entry in entries
-                for method, _ in entry.groups
-                if name == (DIFFERENCE if shares(method) else OUT)
-            ]
-            held[branch, name] = max(1, min(stored, max(read, default=1)))
-        return held
+        # (branch, name, step) -> the first step whose store this value need not outlive
+        end: dict[tuple[str, str, int], int] = {}
+        for branch in BRANCHES:
+            for step, entry in enumerate(self.entries[branch]):
+                name = DIFFERENCE if any(shares(method) for method, _ in entry.groups) else OUT
+                read = dict.fromkeys(((branch, name, source) for source in entry.sources), step)
+                # the input of this step, and cond's value for uncond, are stored before a sum reads
+                read |= {(branch, INPUT, t.step): step + 1 for t in entry.terms if t.of == INPUT}
+                read |= {(t.of, OUT, t.step): step + (t.of != branch) for t in entry.terms if t.of != INPUT}
+                end |= {key: max(free, end.get(key, 0)) for key, free in read.items()}
+        return {key: self._depth(*key, end) for key in self.slots}
+
+    def _depth(self, branch: str, name: str, end: Mapping[tuple[str, str, int], int]) -> int:
+        """How many values are stored from any one on until nothing reads it any more, at most."""
+        stored = [step for step, entry in enumerate(self.entries[branch]) if name in entry.keep]
+        reach = [(step, end.get((branch, name, step), step + 1)) for step in stored]
+        return max((sum(first <= step < free for step in stored) for first, free in reach), default=1)
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -121,26 +137,33 @@ def lay(
     strict: str | None,  # where the letters stand in the recipe, if breaking a rule is an error
     few: bool,
     runs: Runs | None = None,  # branch -> the steps at which the site is reached at all; None is every one
-    fitted: Mapping[str, tuple[tuple[float, ...], ...]]
-    | None = None,  # branch -> weights of each step, or ()
+    fitted: Mapping[str, Mapping[int, Terms]] | None = None,  # branch -> step -> what a fitted answer sums
 ) -> Track:
     """Lay every head of one site over the steps."""
     heads = len(letters["cond"][0])
     lanes = [
-        _Lane({b: "".join(text[head] for text in letters[b]) for b in BRANCHES}, method_of, strict, few, runs)
+        _Lane(
+            {b: "".join(text[head] for text in letters[b]) for b in BRANCHES},
+            method_of,
+            strict,
+            few,
+            runs,
+            fitted or {},
+        )
         for head in range(heads)
     ]
     all_steps = range(len(letters["cond"]))
     entries = {
-        b: tuple(_entry([lane.cell(k, b) for lane in lanes], lanes[0].sources[b][k]) for k in all_steps)
+        b: tuple(
+            _entry([lane.cell(k, b) for lane in lanes], lanes[0].sources[b][k], lanes[0].terms(k, b))
+            for k in all_steps
+        )
         for b in BRANCHES
     }
-    if fitted is not None:
-        entries |= {b: tuple(map(_with_weights, entries[b], fitted[b])) for b in fitted}
     return Track(entries, sum(lane.upgraded for lane in lanes))
 
 
-def _entry(cells: "list[tuple[str, Any, frozenset[str]]]", sources: tuple[int, ...]) -> Entry:
+def _entry(cells: "list[tuple[str, Any, frozenset[str]]]", sources: tuple[int, ...], terms: Terms) -> Entry:
     groups: dict[Any, list[int]] = {}
     keep: dict[str, list[int]] = {}
     for head, (_, method, names) in enumerate(cells):
@@ -152,22 +175,18 @@ def _entry(cells: "list[tuple[str, Any, frozenset[str]]]", sources: tuple[int, .
         groups=tuple((method, tuple(heads)) for method, heads in groups.items()),
         keep={name: tuple(heads) for name, heads in keep.items()},
         sources=sources,
+        terms=terms,
     )
-
-
-def _with_weights(entry: Entry, weights: tuple[float, ...]) -> Entry:
-    """The entry with fitted weights, where it still reads as many values as were fitted."""
-    read = len(entry.sources) + shares(entry.groups[0][0])
-    return replace(entry, weights=weights) if len(weights) == read and not entry.computes else entry
 
 
 class _Lane:
     """One head of one site: a forward pass decides what runs, a backward look what must be kept."""
 
     def __init__(
-        self, letters: Mapping[str, str], method_of: Any, strict: str | None, few: bool, runs: Runs | None
-    ):
-        self.strict, self.few, self.upgraded, self.runs = strict, few, 0, runs
+        self, letters: Mapping[str, str], method_of: Any, strict: str | None, few: bool, runs: Runs | None,
+        fitted: Mapping[str, Mapping[int, Terms]],
+    ):  # fmt: skip
+        self.strict, self.few, self.upgraded, self.runs, self.fitted = strict, few, 0, runs, fitted
         self.computed: dict[str, list[int]] = {b: [] for b in BRANCHES}  # steps, oldest first
         self.differences: list[int] = []  # steps at which both branches computed
         self.sources: dict[str, list[tuple[int, ...]]] = {b: [] for b in BRANCHES}
@@ -190,6 +209,8 @@ class _Lane:
             return self._complete(letter, method, step, branch)
         if method is None or method.computes:
             return letter, method
+        if hasattr(method, "otherwise") and not self._weighted(step, branch):
+            method = method.otherwise  # no weights fit this schedule
         absent = self.runs is not None and step not in self.runs[branch]
         if absent or (shares(method) and branch == "cond"):
             return ALONE, None
@@ -218,6 +239,9 @@ class _Lane:
     def _why_not(self, method: Any, step: int, branch: str) -> str | None:
         if getattr(method, "max_age", None) == 0:
             return "its max_age is 0"
+        if hasattr(method, "otherwise"):
+            lost = [term for term in self._weighted(step, branch) if not self._is_there(term, step)]
+            return f"{lost[0].of} was not computed at step {lost[0].step}" if lost else None
         if nodes_of(method) == 0:
             return None
         made = self._made(method, branch)
@@ -225,6 +249,26 @@ class _Lane:
             return "nothing was computed before it"
         age = step - made[-1]
         return None if age <= method.max_age else f"the stored value is {age} steps old"
+
+    def _weighted(self, step: int, branch: str) -> Terms:
+        """What the recipe's weights sum up at this step."""
+        return self.fitted.get(branch, {}).get(step, ())
+
+    def _is_there(self, term: Term, step: int) -> bool:
+        return term.step <= step if term.of == INPUT else term.step in self.computed[term.of]
+
+    def terms(self, step: int, branch: str) -> Terms:
+        """What a fitted answer sums up; () where something else answers."""
+        return self._weighted(step, branch) if hasattr(self.rows[branch][step][1], "otherwise") else ()
+
+    def _sums(self, of: str, step: int, reader: str = "") -> bool:
+        """Whether a fitted answer (of one branch, or of any) reads a value of this step, now or later."""
+        return any(
+            (term.of, term.step) == (of, step)
+            for branch in ((reader,) if reader else BRANCHES)
+            for later in range(step, self.steps if self.fitted else 0)
+            for term in self.terms(later, branch)
+        )
 
     def _made(self, method: Any, branch: str) -> list[int]:
         """The steps so far whose values a method could read, oldest first."""
@@ -263,10 +307,15 @@ class _Lane:
         return False
 
     def _keeps(self, step: int, branch: str) -> list[str]:
+        inputs = [INPUT] if self._sums(INPUT, step, branch) else []
+        return inputs + self._keeps_values(step, branch)
+
+    def _keeps_values(self, step: int, branch: str) -> list[str]:
         if not self._computed(step, branch):
             # a reused output of cond can still be shared
             return [SHARED] if branch == "cond" and self._shares(step) else []
-        names = [OUT] if self._is_used(step, branch, OUT) else []
+        used = self._is_used(step, branch, OUT) or self._sums(branch, step)
+        names = [OUT] if used else []
         stores_difference = self._stores_difference(step)
         if branch == "uncond" and stores_difference:
             names.append(DIFFERENCE)

@@ -14,7 +14,7 @@ from dit_accel.memory import Slot
 from dit_accel.plan import Key
 from dit_accel.run_report import method_name
 from dit_accel.session import Session
-from dit_accel.timeline import ALONE, DIFFERENCE, OUT, SHARED, Entry, Track, nodes_of, shares
+from dit_accel.timeline import ALONE, DIFFERENCE, INPUT, OUT, SHARED, Entry, Term, Track, nodes_of, shares
 from dit_accel_kernels.history_mix import history_mix
 
 Value = tuple[Tensor, ...]
@@ -120,6 +120,8 @@ def kept(
 def derive(session: Session, key: Key, branch: str, entry: Entry) -> Answer:
     """What answers instead of a computation; MissingAnchor if what it reads is missing or too old."""
     method = entry.groups[0][0]
+    if entry.terms:
+        return _summed(session, key, branch, entry)
     if shares(method):
         return _from_cond(session, key, branch, entry)
     if nodes_of(method) == 0:
@@ -128,11 +130,50 @@ def derive(session: Session, key: Key, branch: str, entry: Entry) -> Answer:
     return tuple(Sum(_terms(past, i)) for i in range(len(past[0][1].tensors)))
 
 
+def _summed(session: Session, key: Key, branch: str, entry: Entry) -> Answer:
+    """A fitted answer: named values of either branch, by their steps."""
+    found: list[tuple[float, Tensor, Tensor | None]] = []
+    for term in sorted(entry.terms, key=lambda term: term.of == INPUT):  # an input is shaped as outputs are
+        slot = _stored_at(session, key, branch, term)
+        like = found[0][1].shape if found else slot.tensors[0].shape
+        found.append((term.weight, *_shaped(slot.tensors[0], scale_of(slot, 0), like)))
+    return (Sum(tuple(found)),)
+
+
+def _stored_at(session: Session, key: Key, branch: str, term: Term) -> Slot:
+    """The value of one term; MissingAnchor where it is gone."""
+    owner = branch if term.of == INPUT or branch == "both" else term.of
+    name = INPUT if term.of == INPUT else OUT
+    slots = session.memory.history(session.address(key, owner), name)
+    slot = next((slot for slot in slots if slot.step == term.step), None)
+    if slot is None:
+        raise MissingAnchor(f"no {name} of the {owner} branch from step {term.step}")
+    return _near(session, slot)
+
+
+def _shaped(tensor: Tensor, scale: Tensor | None, like: Size) -> tuple[Tensor, Tensor | None]:
+    """A denoiser's input in the shape of its output.
+
+    They differ in channels: a learned variance follows the prediction, condition frames follow the latents.
+    """
+    for axis, wanted in enumerate(like):
+        have = tensor.shape[axis]
+        parts = [tensor] if scale is None else [tensor, scale]
+        if have > wanted:
+            parts = [part.narrow(axis, 0, wanted) for part in parts]
+        elif have < wanted:
+            pad = [list(part.shape) for part in parts]
+            for shape in pad:
+                shape[axis] = wanted - have
+            parts = [torch.cat([p, p.new_zeros(shape)], axis) for p, shape in zip(parts, pad, strict=True)]
+        tensor, scale = parts[0], parts[1] if scale is not None else None
+    return tensor, scale
+
+
 def _from_cond(session: Session, key: Key, branch: str, entry: Entry) -> Answer:
     """cond's value of this step plus the last difference between the branches, or its continuation."""
     shared = recall(session, key, "cond", SHARED, max_age=0)
-    own = entry.weights[0] if entry.weights else 1.0
-    first = tuple((own, tensor, scale_of(shared, i)) for i, tensor in enumerate(shared.tensors))
+    first = tuple((1.0, tensor, scale_of(shared, i)) for i, tensor in enumerate(shared.tensors))
     if not entry.groups[0][0].difference:
         return tuple(Sum((term,)) for term in first)
     past = _history(session, key, branch, DIFFERENCE, entry)
@@ -164,12 +205,10 @@ def mixed(session: Session, entry: Entry, past: Sequence[Slot], like: Tensor) ->
 
 
 def weights_of(session: Session, entry: Entry, past: Sequence[Slot]) -> Sequence[float]:
-    """Fitted weights where what is stored is what they were fitted for, else the method's own rule."""
+    """The weights of the method's rule for the steps that are stored, newest first."""
     assert session.at is not None
-    steps = tuple(slot.step for slot in past)
+    steps = [slot.step for slot in past]
     method = entry.groups[0][0]
-    if entry.weights and steps == entry.sources:
-        return entry.weights[len(entry.weights) - len(steps) :]
     levels = session.tracker.levels
     if not hasattr(method, "weights"):  # a registered method that only knows the newest value
         return (1.0, *(0.0,) * (len(past) - 1))

@@ -11,7 +11,7 @@ from typing import Any
 
 from dit_accel.bricks import Grid
 from dit_accel.plan import Key
-from dit_accel.sites import Denoiser, Span
+from dit_accel.sites import DENOISER, Denoiser, Span
 
 Place = tuple[Grid, int]  # visual tokens, and text tokens in the same sequence
 
@@ -78,4 +78,6 @@ def share(method: Any, place: Place) -> float:
 
 def _holds(outer: Key, key: Key, spans: Mapping[Key, Span]) -> bool:
     span = spans.get(outer)
+    if outer[1] == DENOISER:
+        return True
     return outer[1] == key[1] if span is None else key[1].rpartition(".")[0] in span.blocks

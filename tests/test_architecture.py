@@ -29,7 +29,7 @@ LAYERS = (
     {"plan", "work"},
     {"session"},
     {"block_heads", "buckets", "units", "visit"},
-    {"methods", "predict", "proxy", "spans"},
+    {"methods", "predict", "proxy", "spans", "whole"},
     {"block_hooks", "placement"},
     {"install"},
     {"api"},

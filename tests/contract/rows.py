@@ -44,6 +44,7 @@ c = {{ method = "share_branch", difference = false }}
 P = {{ method = "forecast", order = 1, max_age = 2 }}
 Q = {{ method = "forecast", order = 2, max_age = 2, gates = "current" }}
 z = {{ method = "skip" }}
+L = {{ method = "fitted", max_age = 9 }}
 d = {{ method = "share_branch", order = 1, max_age = 2 }}
 C = {{ method = "compute" }}
 """
@@ -70,6 +71,23 @@ def _attention(letters: str) -> str:
 def _timeline(site: str, letters: str) -> str:
     return f'[timeline.both]\n"{{blocks}}.{site}" = "{letters}"\n'
 
+
+FITTED = """
+[timeline.cond]
+denoiser = "CCCCLCCLC"
+[timeline.uncond]
+denoiser = "CCLCLCLLC"
+[weights]
+levels = [{levels}]
+[weights.cond.denoiser]
+4 = {{ c3 = 1.5, c2 = -0.6, u3 = 0.1, x4 = 0.02, x3 = -0.01 }}
+7 = {{ c6 = 1.2, c5 = -0.2 }}
+[weights.uncond.denoiser]
+2 = {{ c2 = 1.0, u1 = 0.9, c1 = -0.9 }}
+4 = {{ u3 = 1.4, u1 = -0.4, x0 = 0.01 }}
+6 = {{ c6 = 0.8, c5 = 0.1, u5 = 0.2, x6 = -0.02 }}
+7 = {{ u5 = 1.0 }}
+"""
 
 SHARE = {"needs_guidance": True, "branches_apart": True}
 ROWS: dict[str, Row] = {
@@ -114,6 +132,9 @@ ROWS: dict[str, Row] = {
             "sublayers inside a span", _timeline("1-2", "CCPCPCPCC") + '"{blocks}.1.{ff}" = "CPCCCrCCr"\n',
             "forecast",
         ),
+        Row("forecast denoiser", '[timeline.both]\ndenoiser = "CCPCPPCPC"\n', "forecast"),
+        Row("share denoiser", '[timeline.both]\ndenoiser = "CCdCddCdC"\n', "share_branch", **SHARE),
+        Row("fitted denoiser", FITTED, "fitted", **SHARE),
         Row(
             "mixed with far parts", '[noise]\nedges = [1.0, 0.5, 0.0]\n'
             '[attention.both]\n"{blocks}.*.{attn}" = ["tFer", "etbk"]\n'
@@ -155,7 +176,9 @@ def names(case: str) -> dict[str, str]:
 
 def recipe(row: str, case: str, extra: str = "") -> Recipe:
     """The row's recipe for a pipeline; `extra` tables are added."""
-    text = (HEAD + extra.replace("{", "{{").replace("}", "}}") + ROWS[row].tables).format(**names(case))
+    text = HEAD + extra.replace("{", "{{").replace("}", "}}") + ROWS[row].tables
+    fitted = {"levels": levels(case)} if "{levels}" in text else {}
+    text = text.format(**names(case), **fitted)
     return Recipe.from_text(text, name=row)
 
 
@@ -175,6 +198,15 @@ def run(pipe: Any, case: str, **call: Any) -> Tensor:
 def hushed() -> Any:
     """Without the alarm that a recipe changed nothing, where that is right."""
     return pytest.mark.filterwarnings("ignore:dit_accel. recipe .* changed nothing")
+
+
+@functools.cache
+def levels(case: str) -> str:
+    """The noise levels of a run of STEPS steps, as a recipe writes them."""
+    pipe = build(case, layers=1)
+    with dit_accel.accelerated(pipe, Recipe.neutral()) as handle:
+        run(pipe, case)
+        return ", ".join(map(repr, handle.session.tracker.levels))
 
 
 @functools.cache
