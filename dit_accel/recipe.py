@@ -22,10 +22,10 @@ from dit_accel.recipe_names import (
     resolve_model,
     shipped_recipe,
 )
-from dit_accel.recipe_parse import Choice, MadeFor, Places, parse
+from dit_accel.recipe_parse import AUTO, Choice, ExactTables, MadeFor, Places, parse
 from dit_accel.recipe_toml import parse_toml, quote, read_text, write_table, write_timeline
 
-__all__ = ["Choice", "MadeFor", "Recipe", "list_recipes", "resolve_model"]
+__all__ = ["AUTO", "Choice", "ExactTables", "MadeFor", "Recipe", "list_recipes", "resolve_model"]
 
 # branch -> site pattern -> one string per noise interval
 Pictures = Mapping[str, Mapping[str, tuple[str, ...]]]
@@ -52,6 +52,7 @@ class Recipe:
     fitted_at: tuple[float, ...] = ()  # the noise level of each step at which `weights` were fitted
     memory_gb: float | None = None
     storage: str = "model"  # how the timeline's outputs are stored: "model" (their own dtype), "fp8" or "cpu"
+    exact: ExactTables = field(default_factory=ExactTables)
     files: Mapping[str, str] = field(default_factory=dict[str, str])  # name -> sha256
     made_by: Mapping[str, Any] = field(default_factory=dict[str, Any])
     places: Places = field(default=Places("<recipe>"), compare=False, repr=False)
@@ -189,6 +190,7 @@ class Recipe:
         limits = {"memory_gb": self.memory_gb} if self.memory_gb is not None else {}
         limits |= {"storage": self.storage} if self.storage != "model" else {}
         tables += [write_table("limits", limits)] if limits else []
+        tables += [write_table("exact", asdict(self.exact))] if self.exact != ExactTables() else []
         tables += [write_table("noise", {"edges": self.edges})] if len(self.edges) > 2 else []
         tables += [
             write_table(f"attention.{branch}", rows, quoted=True) for branch, rows in self.attention.items()

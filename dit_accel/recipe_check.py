@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from dit_accel.errors import nearest
-from dit_accel.recipe_parse import shown
+from dit_accel.recipe_parse import AUTO, shown
 from dit_accel.registry import METHODS
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def check(recipe: "Recipe") -> None:
                 else:
                     _check_steps(recipe, branch, pattern, row)
     _check_weights(recipe)
+    _check_exact(recipe)
     _check_files(recipe)
     if recipe.storage not in STORAGE:
         recipe.fail(
@@ -233,6 +234,16 @@ def _check_sum(recipe: "Recipe", path: tuple[str, ...], step: int, weights: Mapp
                 (*path, name),
                 f"{_row(path)}: {shown(name)} is no value that step {step} could know. Write c3 (cond at "
                 "step 3), u3 (uncond) or x3 (the denoiser's input), of that step or an earlier one.",
+            )
+
+
+def _check_exact(recipe: "Recipe") -> None:
+    for key, value in vars(recipe.exact).items():
+        if not isinstance(value, bool) and value != AUTO:
+            recipe.fail(
+                ("exact", key),
+                f'[exact] {key} must be "{AUTO}", true or false; found {shown(value)}. '
+                f'"{AUTO}" uses it where it pays.',
             )
 
 

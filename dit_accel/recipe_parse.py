@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from dit_accel.errors import RecipeError, nearest
 from dit_accel.recipe_toml import Lines
 
+AUTO = "auto"
 MAX_DEPTH = 8  # of lists and tables inside [made_by] and method parameters
 
 
@@ -35,6 +36,14 @@ class MadeFor:
     grid: tuple[int, int, int] | None = None  # visual tokens: frames, rows, columns
     scheduler: str | None = None
     branches: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ExactTables:
+    """What is computed once instead of at every step, with equal bits; "auto" is where it pays."""
+
+    modulation: bool | str = AUTO  # rows of the modulation projections, by the bits of the timestep
+    text_kv: bool | str = AUTO  # keys and values of cross-attention, by prompt and branch
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,17 @@ def parse(data: Mapping[str, Any], places: Places) -> dict[str, Any]:
         (),
         data,
         (
-            *("schema", "made_for", "choices", "limits", "noise", "attention", "timeline", "weights"),
+            *(
+                "schema",
+                "made_for",
+                "choices",
+                "limits",
+                "exact",
+                "noise",
+                "attention",
+                "timeline",
+                "weights",
+            ),
             *("files", "made_by"),
         ),
     )
@@ -83,6 +102,7 @@ def parse(data: Mapping[str, Any], places: Places) -> dict[str, Any]:
         **tables.weights(),
         "storage": tables.text(("limits", "storage"), limits.get("storage", "model")),
         "memory_gb": None if memory_gb is None else tables.number(("limits", "memory_gb"), memory_gb),
+        "exact": tables.exact(),
         "files": tables.files(),
         "made_by": {
             key: tables.plain(("made_by", key), value) for key, value in tables.table("made_by").items()
@@ -141,6 +161,11 @@ class _Tables:
             if key in values:
                 self.text(("made_for", key), values[key])
         return MadeFor(**values)
+
+    def exact(self) -> ExactTables:
+        table, known = self.table("exact"), tuple(each.name for each in fields(ExactTables))
+        self.only(("exact",), table, known)
+        return ExactTables(**{key: self.plain(("exact", key), value) for key, value in table.items()})
 
     def choice(self, letter: str) -> Choice:
         path = ("choices", letter)
