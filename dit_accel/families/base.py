@@ -26,6 +26,20 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Modulation:
+    """Projections of a denoiser that depend on the timestep and a few more arguments, never on latents.
+
+    `vectors(denoiser, inputs)` gives what reaches each projection, by its name in `projections`, for forward
+    arguments by name; it calls the denoiser's own embedders, in the shapes of the denoiser's forward.
+    """
+
+    projections: tuple[str, ...]  # submodules; * stands for each index of a ModuleList
+    embedders: tuple[str, ...]  # submodules whose weights enter the vectors; absent ones are left out
+    arguments: tuple[str, ...]  # forward arguments that enter the vectors besides `timestep`
+    vectors: Callable[[Any, Inputs], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
 class Family:
     """One model family. Names inside a block are those of diffusers, as `block.get_submodule` takes them."""
 
@@ -59,6 +73,9 @@ class Family:
     raster_arguments: tuple[str, ...] = ()  # forward arguments that meet the tokens between blocks
     # submodule that embeds the timestep and nothing else: [B, E], before modulation; "": there is none
     time_embedder: str = ""
+    modulation: Modulation | None = None  # None: no tables are made
+    # forward arguments whose tokens become keys and values of the cross-attention, and nothing else does
+    text_arguments: tuple[str, ...] = ("encoder_hidden_states",)
 
     def __post_init__(self) -> None:
         if sorted(self.returns) != sorted(self.streams):

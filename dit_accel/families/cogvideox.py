@@ -8,7 +8,10 @@ Positions: 5b and 1.5 rotate by `image_rotary_emb`, which the pipeline makes onc
 Checked with diffusers 0.42.1.
 """
 
-from dit_accel.families.base import Config, Family, Grid, Inputs, Place
+from collections.abc import Mapping
+from typing import Any
+
+from dit_accel.families.base import Config, Family, Grid, Inputs, Modulation, Place
 
 
 def grid(config: Config, inputs: Inputs) -> Grid:
@@ -17,6 +20,17 @@ def grid(config: Config, inputs: Inputs) -> Grid:
     return frames // (config.patch_size_t or 1), rows // config.patch_size, columns // config.patch_size
 
 
+def vectors(denoiser: Any, inputs: Inputs) -> Mapping[str, Any]:
+    """One vector modulates all blocks and the output norm; 1.5 image to video adds the constant `ofs`."""
+    dtype = inputs["hidden_states"].dtype
+    wave = denoiser.time_proj(inputs["timestep"]).to(dtype)
+    vector = denoiser.time_embedding(wave, inputs.get("timestep_cond"))
+    if denoiser.ofs_embedding is not None:
+        vector = vector + denoiser.ofs_embedding(denoiser.ofs_proj(inputs["ofs"]).to(dtype))
+    return dict.fromkeys(PROJECTIONS, denoiser.norm_out.silu(vector))
+
+
+PROJECTIONS = ("transformer_blocks.*.norm1.linear", "transformer_blocks.*.norm2.linear", "norm_out.linear")
 COGVIDEOX = Family(
     name="cogvideox",
     transformers=("CogVideoXTransformer3DModel",),
@@ -39,4 +53,7 @@ COGVIDEOX = Family(
     places=(Place("patch_embed", axis=1), Place("proj_out", axis=1, back=True)),
     placed_arguments={"image_rotary_emb": 0},
     time_embedder="time_embedding",
+    modulation=Modulation(
+        PROJECTIONS, ("time_embedding", "ofs_embedding"), ("timestep_cond", "ofs"), vectors
+    ),
 )

@@ -8,13 +8,24 @@ Positions: a sin-cos table that `pos_embed` adds to the patches; nothing rotates
 Checked with diffusers 0.42.1.
 """
 
-from dit_accel.families.base import Config, Family, Grid, Inputs, Place
+from collections.abc import Mapping
+from typing import Any
+
+from dit_accel.families.base import Config, Family, Grid, Inputs, Modulation, Place
 
 
 def grid(config: Config, inputs: Inputs) -> Grid:
     """Patches of the latent image [B, C, Y, X]."""
     rows, columns = inputs["hidden_states"].shape[-2:]
     return 1, rows // config.patch_size, columns // config.patch_size
+
+
+def vectors(denoiser: Any, inputs: Inputs) -> Mapping[str, Any]:
+    """One projection for all blocks; alpha at 1024 is told its resolution and aspect ratio too."""
+    norm, latents = denoiser.adaln_single, inputs["hidden_states"]
+    sizes = inputs.get("added_cond_kwargs") or {"resolution": None, "aspect_ratio": None}
+    vector = norm.emb(inputs["timestep"], **sizes, batch_size=latents.shape[0], hidden_dtype=latents.dtype)
+    return {"adaln_single.linear": norm.silu(vector)}
 
 
 PIXART = Family(
@@ -38,4 +49,5 @@ PIXART = Family(
     places=(Place("pos_embed", axis=1), Place("proj_out", axis=1, back=True)),
     raster_arguments=("attention_mask",),
     time_embedder="adaln_single.emb.timestep_embedder",
+    modulation=Modulation(("adaln_single.linear",), ("adaln_single.emb",), ("added_cond_kwargs",), vectors),
 )

@@ -10,9 +10,13 @@ Edit 2511 (`zero_cond_t`): references are modulated as at time 0, so the block a
 Checked with diffusers 0.42.1.
 """
 
+from collections.abc import Mapping
 from math import prod
+from typing import Any
 
-from dit_accel.families.base import Config, Family, Grid, Inputs, Place
+import torch
+
+from dit_accel.families.base import Config, Family, Grid, Inputs, Modulation, Place
 
 
 def images(inputs: Inputs) -> list[Grid]:
@@ -34,6 +38,19 @@ def references(config: Config, inputs: Inputs) -> int:
     return sum(map(prod, images(inputs))) - prod(grid(config, inputs))
 
 
+def vectors(denoiser: Any, inputs: Inputs) -> Mapping[str, Any]:
+    """One vector modulates both streams of all blocks; in Edit 2511 the references have one of time 0."""
+    latents = inputs["hidden_states"]
+    times = inputs["timestep"].to(latents.dtype)
+    if denoiser.zero_cond_t:
+        times = torch.cat([times, times * 0])
+    vector = denoiser.norm_out.silu(denoiser.time_text_embed(times, latents, inputs.get("additional_t_cond")))
+    target = vector.chunk(2)[0] if denoiser.zero_cond_t else vector
+    return {VISUAL: vector, TEXT: target, OUTPUT: target}
+
+
+VISUAL, TEXT = "transformer_blocks.*.img_mod.1", "transformer_blocks.*.txt_mod.1"
+OUTPUT = "norm_out.linear"
 QWEN_IMAGE = Family(
     name="qwen_image",
     transformers=("QwenImageTransformer2DModel",),
@@ -61,4 +78,7 @@ QWEN_IMAGE = Family(
     ),
     raster_arguments=("controlnet_block_samples",),
     time_embedder="time_text_embed.timestep_embedder",
+    modulation=Modulation(
+        (VISUAL, TEXT, OUTPUT), ("time_text_embed",), ("additional_t_cond", "guidance"), vectors
+    ),
 )

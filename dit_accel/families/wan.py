@@ -9,7 +9,10 @@ TI2V 5B: the timestep is [B, tokens], so the block argument `temb` has a token a
 Checked with diffusers 0.42.1.
 """
 
-from dit_accel.families.base import Config, Family, Grid, Inputs, Place
+from collections.abc import Mapping
+from typing import Any
+
+from dit_accel.families.base import Config, Family, Grid, Inputs, Modulation, Place
 
 
 def grid(config: Config, inputs: Inputs) -> Grid:
@@ -19,6 +22,16 @@ def grid(config: Config, inputs: Inputs) -> Grid:
     return frames // p_frames, rows // p_rows, columns // p_columns
 
 
+def vectors(denoiser: Any, inputs: Inputs) -> Mapping[str, Any]:
+    """One projection for all blocks; its embedder works in a dtype of its own (float32)."""
+    embedder = denoiser.condition_embedder
+    wave = embedder.timesteps_proj(inputs["timestep"])
+    wave = wave.to(next(embedder.time_embedder.parameters()).dtype)
+    vector = embedder.time_embedder(wave).type_as(inputs["encoder_hidden_states"])
+    return {EMBEDDER: wave, PROJECTION: embedder.act_fn(vector)}
+
+
+EMBEDDER, PROJECTION = "condition_embedder.time_embedder", "condition_embedder.time_proj"
 WAN = Family(
     name="wan",
     transformers=("WanTransformer3DModel",),
@@ -45,4 +58,6 @@ WAN = Family(
     ),
     placed_arguments={"timestep": 1},
     time_embedder="condition_embedder.time_embedder",
+    modulation=Modulation((EMBEDDER, PROJECTION), (), (), vectors),
+    text_arguments=("encoder_hidden_states", "encoder_hidden_states_image"),
 )
