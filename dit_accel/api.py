@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from dit_accel import compat, plan
+from dit_accel import compat, other_caches, plan
 from dit_accel.errors import AlreadyAccelerated, UnsupportedPipeline
 from dit_accel.families import family_of
 from dit_accel.install import Installation, other_installation
@@ -72,11 +72,12 @@ def accelerate(pipe: Any, recipe: str | Recipe, *, strict: bool = False, replace
     `recipe` is the name of a shipped recipe, a path, a Hub id or a Recipe. With `strict` every fallback to
     the model's own computation, and a run in which the recipe changed nothing, is an error; without it the
     report says so. A pipeline of an unknown family runs dense, with a warning. Raises RecipeError if the
-    recipe does not fit the pipeline and AlreadyAccelerated on a second call without `replace`; nothing is
-    then changed.
+    recipe does not fit the pipeline, AlreadyAccelerated on a second call without `replace`, and OtherCache
+    where a cache of diffusers or cache-dit is enabled; nothing is then changed.
     """
     loaded = Recipe.load(recipe)
     denoisers = _denoisers(pipe, strict)
+    other_caches.refuse(pipe, {name: module for name, (module, _) in denoisers.items()})
     _refuse_second(pipe, replace, [module for module, _ in denoisers.values()])
     records: dict[str, tuple[Denoiser, Any]] = {
         name: (describe(name, module, family), family) for name, (module, family) in denoisers.items()

@@ -5,6 +5,17 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
+from diffusers.hooks import (
+    faster_cache,
+    first_block_cache,
+    group_offloading,
+    layerwise_casting,
+    mag_cache,
+    pyramid_attention_broadcast,
+    sea_cache,
+    taylorseer_cache,
+    text_kv_cache,
+)
 from diffusers.hooks.hooks import BaseState, StateManager
 from diffusers.models import attention_dispatch
 from diffusers.models.attention import AttentionModuleMixin
@@ -131,3 +142,60 @@ def decode_unclamped(vae: Any, latents: Tensor) -> Tensor:
         chunks.append(vae.decoder(chunk, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, **first))
     vae.clear_cache()
     return torch.cat(chunks, dim=2)
+
+
+# hooks with which diffusers' caches stand on a denoiser or on modules inside it -> what the user enabled
+CACHE_HOOKS = {
+    pyramid_attention_broadcast._PYRAMID_ATTENTION_BROADCAST_HOOK: "PyramidAttentionBroadcast",
+    faster_cache._FASTER_CACHE_DENOISER_HOOK: "FasterCache",
+    faster_cache._FASTER_CACHE_BLOCK_HOOK: "FasterCache",
+    first_block_cache._FBC_LEADER_BLOCK_HOOK: "FirstBlockCache",
+    first_block_cache._FBC_BLOCK_HOOK: "FirstBlockCache",
+    mag_cache._MAG_CACHE_LEADER_BLOCK_HOOK: "MagCache",
+    mag_cache._MAG_CACHE_BLOCK_HOOK: "MagCache",
+    taylorseer_cache._TAYLORSEER_CACHE_HOOK: "TaylorSeerCache",
+    sea_cache._SEA_CACHE_ROOT_HOOK: "SeaCache",
+    sea_cache._SEA_CACHE_LEADER_BLOCK_HOOK: "SeaCache",
+    sea_cache._SEA_CACHE_BLOCK_HOOK: "SeaCache",
+    sea_cache._SEA_CACHE_POST_NORM_HOOK: "SeaCache",
+    text_kv_cache._TEXT_KV_CACHE_TRANSFORMER_HOOK: "TextKVCache",
+    text_kv_cache._TEXT_KV_CACHE_BLOCK_HOOK: "TextKVCache",
+}
+LAYERWISE_CASTING_HOOK = layerwise_casting._LAYERWISE_CASTING_HOOK
+GROUP_OFFLOAD_HOOKS = {group_offloading._GROUP_OFFLOADING, group_offloading._LAZY_PREFETCH_GROUP_OFFLOADING}
+CACHE_DIT_MARKS = ("_is_cached", "_context_manager")  # cache-dit 1.2 to 1.5 sets them on what it changed
+
+
+def hook_names(module: nn.Module) -> set[str]:
+    """The names of all hooks on a module and on those inside it."""
+    registries = (child.__dict__.get(REGISTRY_ATTRIBUTE) for child in module.modules())
+    return {name for registry in registries if registry is not None for name in registry.hooks}
+
+
+def cache_config(module: nn.Module) -> Any:
+    """The config that `enable_cache` left on a denoiser, or None."""
+    return module.__dict__.get("_cache_config")
+
+
+def cache_dit_mark(thing: Any) -> str | None:
+    """What shows that cache-dit is enabled on this very pipeline or denoiser, or None.
+
+    It also marks the pipeline's class, which says nothing of another pipeline of that class.
+    """
+    return next((mark for mark in CACHE_DIT_MARKS if getattr(thing, "__dict__", {}).get(mark)), None)
+
+
+def offloads(module: nn.Module) -> bool:
+    """Whether a hook of accelerate on a part of this module moves its weights in and out by itself."""
+    hooks = (child.__dict__.get("_hf_hook") for child in module.modules() if child is not module)
+    return any(getattr(each, "offload", False) for hook in hooks for each in getattr(hook, "hooks", [hook]))
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """How often a tensor was written in place; None for inference tensors, which do not count."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def is_moved_whole(module: nn.Module) -> bool:
+    """Whether a hook of accelerate moves this module between devices as a whole (model offload)."""
+    return module.__dict__.get("_hf_hook") is not None

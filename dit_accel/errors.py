@@ -16,6 +16,10 @@ class UnsupportedPipeline(DitAccelError):
     """The pipeline, or one of its parts, is not something we know how to patch."""
 
 
+class OtherCache(DitAccelError):
+    """Another cache is enabled on the pipeline: what it skips and what we skip would not be told apart."""
+
+
 class AlreadyAccelerated(DitAccelError):
     """The pipeline already carries a recipe; restore it first or pass `replace=True`."""
 

@@ -13,7 +13,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
-from dit_accel import compat, placement, predict, spans, units, whole
+from dit_accel import compat, exact, placement, predict, spans, units, whole
 from dit_accel.block_hooks import BLOCK, SUBLAYER, BlockHook, Replacing, SublayerHook
 from dit_accel.plan import Key
 from dit_accel.proxy import KEY_ATTRIBUTE, Installed, Proxy, make_proxy
@@ -29,10 +29,11 @@ class Installation:
     def __init__(self, session: Session, modules: Mapping[str, nn.Module]):
         self.session, self.modules = session, dict(modules)
         self.installed = Installed(session)
-        self._undo: list[Callable[[], None]] = []
         self._proxies: dict[tuple[Any, ...], Proxy] = {}
         self.gated = _sublayer_sites(session)
         self.block_hooks: list[BlockHook | SublayerHook] = []
+        self.exact = exact.ExactTables(session, self.modules, self.block_hooks)
+        self._undo: list[Callable[[], None]] = [self.exact.remove]
         self._may_order = placement.may_order(session.recipe)
         self._placed: dict[Key, nn.Module] = {}  # (component, place) -> the module that carries its hook
         self.handle: Any = None  # kept alive by the hooks
@@ -204,9 +205,10 @@ class RootHook(Replacing):
         forward = self.original()
         try:
             placed_args, placed_kwargs = self._before(module, args, kwargs)
-            output = self._answer(forward, placed_args, placed_kwargs)
+            answer = functools.partial(self._answer, forward)
+            output = self.installation.exact.call(answer, placed_args, placed_kwargs)
             if self._has_failed(output):
-                output = forward(*args, **kwargs)
+                output = self.installation.exact.call(forward, args, kwargs)
             return output
         finally:
             self._after()
@@ -243,6 +245,7 @@ class RootHook(Replacing):
         for hook in self.installation.block_hooks:
             hook.take_compiled_call(self.installation.defer)
         predict.check_memory(session, module, inputs)
+        self.installation.exact.begin(self.component, inputs)
         return placement.arguments(session, self.names, args, kwargs)
 
     @torch.compiler.disable(recursive=True)
@@ -258,7 +261,7 @@ class RootHook(Replacing):
         self.installation.session.end()
 
     def reset_state(self, module: nn.Module) -> nn.Module:
-        self.installation.session.finish()
+        self.installation.exact.finish(self.installation.session.finish)
         return module
 
 

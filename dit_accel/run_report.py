@@ -1,7 +1,7 @@
 """What a run did: counters, the timeline as it really went, memory, and a sentence for every fallback."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -32,6 +32,8 @@ class Report:
     levels: tuple[float, ...]
     expects_work: bool  # whether the recipe asks for anything but the model's own computation
     attention_kept: float | None  # pairs of query and key computed, over those of dense self-attention
+    # rows and bytes of exact tables by name, and the reason where a kind of table was not made
+    exact: dict[str, int | str] = field(default_factory=dict[str, int | str])
 
     @property
     def did_something(self) -> bool:
@@ -53,6 +55,8 @@ class Report:
         lines = [head, f"  {counts}", f"  {memory}"]
         if self.attention_kept is not None:
             lines.append(f"  attention kept: {self.attention_kept:.1%} of its work")
+        if self.exact:
+            lines.append("  exact tables: " + ", ".join(f"{n} {count}" for n, count in self.exact.items()))
         lines += [
             f"  {row.site:<28} {row.branch:<7} {' '.join(x or '-' for x in row.ran)}" for row in self.rows
         ]

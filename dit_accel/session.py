@@ -207,6 +207,7 @@ class Session:
             predicted_bytes=sum(self.predicted.values()),
             levels=self.tracker.levels,
             expects_work=not self.recipe.is_neutral(),
+            exact={**{name: count for name, count in self.exact.items() if count}, **self.exact_reasons},
             attention_kept=self.work.kept(self.denoisers, plan.spans if plan else {}),
         )
 
@@ -266,6 +267,8 @@ class Session:
         self._counters: Counter[tuple[str, str]] = Counter()
         self._ran: dict[tuple[Key, str], dict[int, str]] = {}
         self.work = Work()
+        self.exact: Counter[str] = Counter()  # rows and bytes of exact tables, by name
+        self.exact_reasons: dict[str, str] = {}  # "modulation", "text k/v" -> why there is none
 
     def _rows(self) -> list[Row]:
         steps = range(len(self.tracker.levels))
