@@ -4,6 +4,7 @@ An Installation belongs to one pipeline. Everything it puts on a module is recor
 moment it is put there, so a failure half-way and a later `restore` run the same list backwards.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
-from dit_accel import compat, exact, placement, predict, spans, units, whole
+from dit_accel import compat, exact, other_caches, placement, predict, spans, units, whole
 from dit_accel.block_hooks import BLOCK, SUBLAYER, BlockHook, Replacing, SublayerHook
 from dit_accel.plan import Key
 from dit_accel.proxy import KEY_ATTRIBUTE, Installed, Proxy, make_proxy
@@ -92,10 +93,8 @@ class Installation:
 
     def _hook(self, module: nn.Module, hook: ModelHook, name: str) -> None:
         registry = HookRegistry.check_if_exists_or_initialize(module)
-        if name == BLOCK:
-            compat.hook_beneath_shards(registry, hook, name)
-        else:
-            registry.register_hook(hook, name)
+        register = compat.hook_beneath_shards if name == BLOCK else HookRegistry.register_hook
+        register(registry, hook, name)
         self.defer(lambda: registry.remove_hook(name, recurse=False))
 
     def _receive_end_of_run(self, module: nn.Module) -> None:
@@ -236,6 +235,7 @@ class RootHook(Replacing):
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Open a forward; the arguments to go on with."""
         session = self.installation.session
+        other_caches.refuse_enabled(self.component, module)
         inputs = self.signature.bind(module, *args, **kwargs).arguments
         inputs = {**inputs, **inputs.pop("kwargs", {})}
         session.begin(self.component, module.config, compat.current_context(self.receiver), inputs)

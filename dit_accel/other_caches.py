@@ -15,7 +15,8 @@ from dit_accel.errors import OtherCache
 _APPLIED = (
     "HookRegistry.check_if_exists_or_initialize({at}).remove_hook(name, recurse=True) for each of {hooks}"
 )
-_CACHE_DIT = "cache_dit.disable_cache(pipe)"
+# cache-dit 1.5 fails to undo itself on a denoiser that had a hook before it, ours or another's
+_CACHE_DIT = "cache_dit.disable_cache(pipe) (if that fails, load the pipeline anew)"
 
 
 def refuse(pipe: Any, denoisers: Mapping[str, nn.Module]) -> None:

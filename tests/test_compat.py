@@ -1,18 +1,23 @@
 """A canary for every private name that `compat` touches: the first to fail after an upgrade."""
 
 import inspect
+import re
 
+import accelerate.hooks
+import diffusers.hooks
 import pytest
 import torch
 from diffusers import (
     CogVideoXDDIMScheduler,
     DPMSolverMultistepScheduler,
+    FirstBlockCacheConfig,
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
-from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks import HookRegistry, ModelHook, apply_group_offloading
 from diffusers.hooks.hooks import StateManager
 from diffusers.models import attention_dispatch
+from diffusers.models.cache_utils import CacheMixin
 from torch import nn
 
 from dit_accel import compat
@@ -180,3 +185,65 @@ def test_noise_levels_of_variance_preserving_schedules(scheduler):
 
 def test_the_versions_are_named():
     assert set(compat.installed_versions()) == {"torch", "diffusers"}
+
+
+def test_every_cache_of_diffusers_stands_on_hooks_we_know():
+    """A cache that hooks under another name, or a new one that `enable_cache` takes, would not be refused."""
+    made = inspect.getsource(CacheMixin.disable_cache)
+    removed = set(re.findall(r"remove_hook\((_\w+)", made))
+    known = {
+        name
+        for module in vars(diffusers.hooks).values()
+        if inspect.ismodule(module)
+        for name, value in vars(module).items()
+        if name.endswith("_HOOK") and value in compat.CACHE_HOOKS
+    }
+    assert removed and removed <= known
+
+
+def test_enable_cache_leaves_its_config():
+    pipe = TINY["wan"].build(layers=2)
+    assert compat.cache_config(pipe.transformer) is None
+    config = FirstBlockCacheConfig()
+    pipe.transformer.enable_cache(config)
+    assert compat.cache_config(pipe.transformer) is config
+    assert {"fbc_leader_block_hook"} <= compat.hook_names(pipe.transformer)
+    pipe.transformer.disable_cache()
+    assert compat.cache_config(pipe.transformer) is None and not compat.hook_names(pipe.transformer)
+
+
+def test_offloading_and_casting_show_by_their_hooks():
+    cpu = torch.device("cpu")
+    for change, names in (
+        (
+            lambda m: apply_group_offloading(m, cpu, cpu, offload_type="leaf_level"),
+            compat.GROUP_OFFLOAD_HOOKS,
+        ),
+        (
+            lambda m: m.enable_layerwise_casting(torch.bfloat16, torch.float32),
+            {compat.LAYERWISE_CASTING_HOOK},
+        ),
+    ):
+        model = TINY["wan"].build(layers=1).transformer
+        assert not compat.hook_names(model) & names
+        change(model)
+        assert compat.hook_names(model) & names
+
+
+def test_hooks_of_accelerate_show_on_the_module():
+    model = TINY["wan"].build(layers=1).transformer
+    assert not compat.is_moved_whole(model) and not compat.offloads(model)
+    accelerate.hooks.add_hook_to_module(model, accelerate.hooks.CpuOffload("cpu"))
+    assert compat.is_moved_whole(model) and not compat.offloads(model)
+    leaf = model.blocks[0].attn1.to_q
+    accelerate.hooks.add_hook_to_module(leaf, accelerate.hooks.AlignDevicesHook("cpu", offload=True))
+    assert compat.offloads(model)
+
+
+def test_a_tensor_counts_its_writes_but_for_inference():
+    tensor = torch.zeros(2)
+    before = compat.version_of(tensor)
+    tensor.add_(1)
+    assert before is not None and compat.version_of(tensor) == before + 1
+    with torch.inference_mode():
+        assert compat.version_of(torch.zeros(2)) is None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dit_accel.errors import RecipeError
-from dit_accel.recipe import Choice, MadeFor, Recipe, list_recipes
+from dit_accel.recipe import Choice, ExactTables, MadeFor, Recipe, list_recipes
 
 TEXT = """\
 schema = 1
@@ -242,6 +242,26 @@ def test_the_example_of_the_format_page_is_a_valid_recipe():
     recipe = Recipe.from_text(page.split("```toml\n")[1].split("```")[0])
     assert recipe.edges == (1.0, 0.8, 0.4, 0.0)
     assert Recipe.from_text(recipe.to_toml()) == recipe
+
+
+def test_exact_tables_are_asked_for_and_written_again():
+    plain, asked = Recipe.from_text("schema = 1"), Recipe.from_text("schema = 1\n[exact]\ntext_kv = false")
+    assert plain.exact == ExactTables("auto", "auto") and asked.exact == ExactTables("auto", False)
+    assert "[exact]" not in plain.to_toml()
+    assert Recipe.from_text(asked.to_toml()) == asked
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('modulation = "yes"', r'\[exact\] modulation must be "auto", true or false; found \'yes\''),
+        ("text_kv = 1", r'\[exact\] text_kv must be "auto", true or false; found 1'),
+        ("table = true", r'\[exact\] "table" is unknown; nearest: '),
+    ],
+)
+def test_a_wrong_wish_for_exact_tables_is_told_by_its_line(line, words):
+    with pytest.raises(RecipeError, match=rf"my\.toml:3: {words}"):
+        read(f"schema = 1\n[exact]\n{line}\n")
 
 
 def test_an_undeclared_letter_has_no_method():

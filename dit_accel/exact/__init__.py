@@ -44,7 +44,6 @@ class ExactTables:
 
     def begin(self, component: str, inputs: Mapping[str, Any]) -> None:
         """Before a forward, when the session knows where it is."""
-        other_caches.refuse_enabled(component, self.modules[component])
         self._answers, self._running = [], None
         if self._runs.get(component) != self.session.tracker.runs:
             self._runs[component] = self.session.tracker.runs
