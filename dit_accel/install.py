@@ -212,7 +212,7 @@ class RootHook(Replacing):
         finally:
             self._after()
 
-    def _answer(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _answer(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The denoiser's output: computed, or summed up where the timeline has the whole denoiser."""
         session = self.installation.session
         if session.track("timeline", (self.component, DENOISER)) is None:
