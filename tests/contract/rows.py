@@ -174,8 +174,12 @@ def names(case: str) -> dict[str, str]:
     return {"blocks": blocks, "attn": "attn" if family == "qwen_image" else "attn1", "ff": feed_forward}
 
 
+ONLY_THE_ROW = "[exact]\nmodulation = false\ntext_kv = false\n"
+
+
 def recipe(row: str, case: str, extra: str = "") -> Recipe:
-    """The row's recipe for a pipeline; `extra` tables are added."""
+    """The row's recipe for a pipeline; `extra` tables are added. Exact tables have tests of their own."""
+    extra += "" if "[exact]" in extra else ONLY_THE_ROW
     text = HEAD + extra.replace("{", "{{").replace("}", "}}") + ROWS[row].tables
     fitted = {"levels": levels(case)} if "{levels}" in text else {}
     text = text.format(**names(case), **fitted)

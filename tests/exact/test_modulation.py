@@ -169,6 +169,21 @@ def test_adapters_on_projections_make_tables_anew(case: str, monkeypatch):
     assert not torch.equal(outputs[0], outputs[-1])  # unloaded, but fused: `weight.data` was written
 
 
+def test_an_adapter_fused_and_unloaded_between_two_runs():
+    """Identity, version and adapters are what they were; only the numbers tell."""
+    pipe, bare = build("qwen_image"), build("qwen_image")
+    dit_accel.accelerate(pipe, tables())
+    before = run(pipe, "qwen_image")
+    for each in (pipe, bare):
+        torch.manual_seed(0)
+        config = LoraConfig(r=2, target_modules=["img_mod.1"], init_lora_weights=False)
+        each.transformer.add_adapter(config, "one")
+        each.transformer.fuse_lora()
+        each.transformer.unload_lora()
+    after = run(pipe, "qwen_image")
+    assert torch.equal(after, run(bare, "qwen_image")) and not torch.equal(after, before)
+
+
 @pytest.mark.parametrize("case", ["cogvideox", "qwen_image"])
 def test_an_adapter_rescaled_in_mid_run(case: str):
     results = []
