@@ -265,14 +265,14 @@ class _Comparing:
         column.peak_bytes.append(sample.peak.bytes_)
         column.growth.append(sample.peak.growth)
         column.psnr.append(min(BEST_PSNR, float(metrics.psnr(sample.frames, dense))))
-        column.ssim.append(_ssim(sample.frames, dense))
+        column.ssim.append(frames_ssim(sample.frames, dense))
         scored = metrics.faithfulness(sample.frames, job.prompt)
         column.faithfulness.append(None if scored is None else float(scored))
         if keep:
             column.films.append(film(sample.frames, self.result.model.fps))
 
 
-def _ssim(frames: np.ndarray, dense: np.ndarray) -> float:
+def frames_ssim(frames: np.ndarray, dense: np.ndarray) -> float:
     """Frame by frame: a long video at once would need many times its size."""
     return fmean(metrics.ssim(frames[i : i + 1], dense[i : i + 1]) for i in range(len(frames)))
 

@@ -16,7 +16,7 @@ from diffusers.hooks import (
     taylorseer_cache,
     text_kv_cache,
 )
-from diffusers.hooks.hooks import BaseState, StateManager
+from diffusers.hooks.hooks import BaseState, CacheContext, StateManager, _set_cache_context
 from diffusers.models import attention_dispatch
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_processor import Attention
@@ -41,6 +41,11 @@ def current_context(receiver: StateManager) -> tuple[str, int | None] | None:
     """(branch name, step index or None) of the cache context in force, None outside any."""
     context = receiver._context
     return None if context is None else (context.name, getattr(context, "step_index", None))
+
+
+def set_cache_context(module: nn.Module, name: str) -> None:
+    """Put the hooks under a denoiser into a context, as a pipeline that opens contexts does for each call."""
+    _set_cache_context(module, CacheContext(name))
 
 
 def dispatch_attention(*args: Any, **kwargs: Any) -> Tensor:

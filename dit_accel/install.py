@@ -51,7 +51,7 @@ class Installation:
             self._undo.pop()()
         for module in self.modules.values():
             HookRegistry.check_if_exists_or_initialize(module).invalidate_child_registries_cache()
-            _drop_empty_registries(module)
+            drop_empty_registries(module)
 
     def defer(self, undo: Callable[[], None]) -> None:
         """Add something to undo."""
@@ -131,7 +131,7 @@ class Installation:
                 self.defer(lambda key=key: self._release_place(key))
             else:
                 self._release_place(key)
-                _drop_empty_registries(before)
+                drop_empty_registries(before)
             registry = HookRegistry.check_if_exists_or_initialize(module)
             registry.register_hook(placement.PlaceHook(self.installed, place), PLACE)
             self._placed[key] = module
@@ -270,7 +270,7 @@ def _finite(output: Any) -> bool:
     return bool(torch.isfinite(sample).all())
 
 
-def _drop_empty_registries(module: nn.Module) -> None:
+def drop_empty_registries(module: nn.Module) -> None:
     """Leave no trace: without hooks a registry goes, and with it an instance's copy of `forward`."""
     for child in module.modules():
         registry = child.__dict__.get(compat.REGISTRY_ATTRIBUTE)

@@ -121,6 +121,12 @@ def pick_dtype(asked: str, device: torch.device, defaults: Mapping[str, Any]) ->
     return DTYPES[name]
 
 
+def stated_dtype(name: str) -> str | None:
+    """The dtype that a model's own generation.json asks for, where it is on this machine and does."""
+    dtype = _generation_defaults(local_folder(name, resolve_model(name))).get("dtype", "auto")
+    return None if dtype == "auto" else str(dtype)
+
+
 def _generation_defaults(folder: Path | None) -> Mapping[str, Any]:
     file = folder / "generation.json" if folder else None
     if file is None or not file.is_file():

@@ -85,11 +85,16 @@ def place(text: str, table: str) -> str:
     return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
 
+def shape_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The shape of a line from a call's arguments."""
+    return {ours: arguments[theirs] for theirs, ours in SHAPE.items() if theirs in arguments}
+
+
 def _shared(compared: Mapping[str, Any]) -> Line:
     arguments, jobs = compared["arguments"], compared["jobs"]
     return {
         "model": compared["model"],
-        "shape": {ours: arguments[theirs] for theirs, ours in SHAPE.items() if theirs in arguments},
+        "shape": shape_of(arguments),
         "runs": len(jobs),
         "seeds": sorted({job["seed"] for job in jobs}),
         "versions": compared["versions"],

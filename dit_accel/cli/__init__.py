@@ -1,4 +1,4 @@
-"""The command line: `dit-accel generate | compare | search | recipes | doctor | demo`.
+"""The command line: `dit-accel generate | compare | bench | search | recipes | doctor | demo`.
 
 One file for each command; what they do is in the library. Heavy libraries are imported inside the
 commands, so that `--help` is instant. Exit codes: 0 done, 1 failed, 2 cannot be done as asked.
@@ -6,6 +6,8 @@ commands, so that `--help` is instant. Exit codes: 0 done, 1 failed, 2 cannot be
 
 import typer
 
+from dit_accel.cli.bench import EXAMPLES as BENCH_EXAMPLES
+from dit_accel.cli.bench import bench
 from dit_accel.cli.compare import EXAMPLES as COMPARE_EXAMPLES
 from dit_accel.cli.compare import compare
 from dit_accel.cli.demo import demo
@@ -30,6 +32,7 @@ app = typer.Typer(
 )
 app.command(epilog=GENERATE_EXAMPLES)(generate)
 app.command(epilog=COMPARE_EXAMPLES)(compare)
+app.command(epilog=BENCH_EXAMPLES)(bench)
 app.command(epilog=SEARCH_EXAMPLES)(search)
 app.add_typer(recipes, name="recipes")
 app.command()(doctor)

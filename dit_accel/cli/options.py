@@ -35,3 +35,5 @@ Recipe = Annotated[
         "[default: the model's own balanced or safe one, if shipped]",
     ),
 ]
+Results = Annotated[Path | None, typer.Option("--results", help="Folder of result lines to append to.")]
+ResultsName = Annotated[str, typer.Option("--results-name", help="Name of the file in that folder.")]

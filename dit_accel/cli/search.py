@@ -164,12 +164,8 @@ def search(
     dtype: option.Dtype = "auto",
     device: option.Device = "auto",
     offload: option.Offload = False,
-    results: Annotated[
-        Path | None, typer.Option("--results", help="Folder of result lines to append to.")
-    ] = None,
-    results_name: Annotated[
-        str, typer.Option("--results-name", help="Name of the file in that folder.")
-    ] = "cpu",
+    results: option.Results = None,
+    results_name: option.ResultsName = "cpu",
     debug: Debug = False,
 ) -> None:
     """Find a recipe on calibration prompts, measure it on others, and write it with a page that shows why.
