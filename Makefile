@@ -29,14 +29,16 @@ compiled-and-interpreted: $(VENV)/kernels-test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -q tests/kernels/test_block_attention_triton.py tests/kernels/test_history_mix_triton.py tests/kernels/test_ahead.py
 recipes: $(VENV)/core               ## validate every recipe file
 	$(BIN)/dit-accel recipes check
-bench: $(VENV)/core                 ## dense, a recipe, and fewer steps on MODEL, interleaved
-	$(BIN)/dit-accel compare -m $(MODEL) --num-prompts 4 --rival-steps auto
+bench: $(VENV)/test                 ## dense, fewer steps, every peer that is valid and our recipes on MODEL, in turn
+	$(BIN)/dit-accel bench -m $(MODEL) --num-prompts 4 --json bench.json --plot bench.png
+results: $(VENV)/test               ## the README's tables and the pictures, from the lines in docs/results
+	$(BIN)/python scripts/results_table.py
 wheel-test: $(VENV)/core            ## the wheel, alone in an empty environment and folder, runs the demo
 	PYTHON="$(PYTHON)" bash scripts/wheel_test.sh
 test-oldest: .pins-oldest.txt       ## all tests on the oldest supported diffusers, in .venv-oldest
 	$(MAKE) test VENV=.venv-oldest PINS=$<
 clean:                              ## remove environments, caches and results of make
-	rm -rf .venv .venv-* build dist demo .pins-* .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-* build dist demo bench.json bench.png .pins-* .pytest_cache .ruff_cache *.egg-info
 
 .pins-%.txt: constraints-%.txt constraints.txt
 	awk -F== '!seen[tolower($$1)]++' $^ > $@
@@ -49,4 +51,4 @@ $(VENV)/kernels-test: $(VENV)/test
 $(VENV)/dev: $(VENV)/core
 	$(PIP) '.[dev]' && touch $@
 
-.PHONY: help install demo test lint check fix recipes bench wheel-test test-oldest kernels-check compiled-and-interpreted clean
+.PHONY: help install demo test lint check fix recipes bench results wheel-test test-oldest kernels-check compiled-and-interpreted clean

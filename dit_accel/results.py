@@ -6,7 +6,7 @@ A line is one JSON object, see docs/results/README.md. Nothing here measures.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dit_accel.errors import DitAccelError
 
@@ -16,19 +16,35 @@ HEAD = (
     "what ran", "seconds", "dense beside it", "speedup", "PSNR dB", "SSIM", "fits its prompt", "peak GiB",
     "attention kept", "minutes of search"
 )  # fmt: skip
+SHARED = ("model", "versions", "device", "shape", "dtype", "seeds", "interleaved")  # of rows measured in turn
 QUALITY = ("psnr", "ssim", "faithfulness")
 BESIDES = ("attention_kept", "search_minutes", "kernel_alone")  # of the recipe's line
+PICTURES = "docs/results"
 NOTHING = "No result has been recorded yet."
 DENSE = "dense"
 
 Line = dict[str, Any]
 
 
+class Group(NamedTuple):
+    """What a table is of."""
+
+    device: str
+    model: str
+    shape: str
+    in_turn: bool  # one `bench`: its rows may be compared with each other
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        return f"{self.model} on {self.device}" + (f": {self.shape}" if self.shape else "")
+
+
 def lines_from(measured: Mapping[str, Any], **known: Any) -> list[Line]:
     """The lines of one `compare --json` or `bench --json` object; `known` (commit, date) goes into each."""
     if "rows" in measured:
-        shared = {key: measured[key] for key in ("model", "versions", "device") if key in measured}
-        rows = [dict(row) for row in measured["rows"]]
+        shared = {key: measured[key] for key in SHARED if key in measured}
+        rows = [_known(row) for row in measured["rows"]]
     elif "columns" in measured:
         shared = _shared(measured)
         rows = [_row(measured, key) for key in measured["columns"]]
@@ -64,14 +80,27 @@ def read(folder: Path) -> list[Line]:
 
 
 def tables(lines: Sequence[Line]) -> str:
-    """Markdown: one table for each device, model and shape, holding the newest line of each name."""
-    groups: dict[tuple[str, str, str], dict[str, Line]] = {}
+    """Markdown: one table for each device, model and shape, holding the newest line of each name.
+
+    What `bench` measured in turn has a table of its own, and a picture.
+    """
+    parts = [_table(group, rows) for group, rows in groups(lines).items()]
+    return "\n\n".join(parts) or NOTHING
+
+
+def groups(lines: Iterable[Line]) -> dict[Group, list[Line]]:
+    """The newest line of each name, by device, model, shape and whether many rows were measured in turn."""
+    found: dict[Group, dict[str, Line]] = {}
     for line in lines:
         if line["what"] == "pipeline":
-            group = (line["device"], line["model"], _shape(line))
-            groups.setdefault(group, {})[line["name"]] = line
-    parts = [_table(group, list(rows.values())) for group, rows in groups.items()]
-    return "\n\n".join(parts) or NOTHING
+            group = Group(line["device"], line["model"], _shape(line), "interleaved" in line)
+            found.setdefault(group, {})[line["name"]] = line
+    return {group: list(rows.values()) for group, rows in found.items()}
+
+
+def picture_of(model: str) -> str:
+    """File name of the picture of a model's benches, in docs/results."""
+    return f"pareto_{model.strip('./').replace('/', '-')}.png"
 
 
 def place(text: str, table: str) -> str:
@@ -118,19 +147,28 @@ def _row(compared: Mapping[str, Any], key: str) -> Line:
 def _shape(line: Line) -> str:
     shape = line.get("shape", {})
     size = f"{shape['width']} x {shape['height']}" if "width" in shape and "height" in shape else ""
-    parts = (size, *(f"{shape[name]} {name}" for name in ("frames", "steps") if name in shape))
+    counts = (f"{shape[name]} {name}" for name in ("frames", "steps") if name in shape)
+    parts = (size, *counts, line.get("dtype", ""))
     return ", ".join(part for part in parts if part)
 
 
-def _table(group: tuple[str, str, str], rows: Sequence[Line]) -> str:
-    device, model, shape = group
+def _known(row: Mapping[str, Any]) -> Line:
+    """A row without what it does not have."""
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _table(group: Group, rows: Sequence[Line]) -> str:
     runs, commits, dates = (
         " or ".join(str(value) for value in sorted({row[key] for row in rows if key in row}))
         for key in ("runs", "commit", "date")
     )
-    facts = ((f"medians of {runs} runs", runs), (f"commit {commits}", commits), (dates, dates))
+    turn = "all in turn" if group.in_turn else ""
+    facts = ((f"medians of {runs} runs", runs), (turn, turn), (f"commit {commits}", commits), (dates, dates))
     made = ", ".join(text for text, known in facts if known)
-    title = f"**{model}** on {device}" + (f": {shape}" if shape else "") + (f" ({made})" if made else "")
+    title = f"**{group.model}**{group.title.removeprefix(group.model)}" + (f" ({made})" if made else "")
+    if group.in_turn:
+        title += f"\n\n![speed and nearness to dense]({PICTURES}/{picture_of(group.model)})"
+        rows = sorted(rows, key=lambda row: row.get("speedup") or 0)
     lines = [HEAD, ("---", *("---:",) * (len(HEAD) - 1)), *map(_cells, rows)]
     return "\n".join([title, "", *(f"| {' | '.join(cells)} |" for cells in lines)])
 
@@ -144,7 +182,7 @@ def _cells(row: Line) -> tuple[str, ...]:
         reference or "speedup" not in row
     )  # a machine's speed drifts: a speedup is of the runs beside it
     return (
-        row["name"],
+        row["name"] + (" (changed nothing)" if row.get("changed_nothing") else ""),
         _number(row.get("seconds"), 2),
         "" if unpaired else _number(row["seconds"] * row["speedup"], 2),
         _number(row.get("speedup"), 2),

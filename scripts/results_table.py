@@ -1,6 +1,6 @@
-"""Write the README's tables from docs/results, or add a measured object to docs/results first.
+"""Write the README's tables and the benches' pictures from docs/results, or add a measured object first.
 
-python scripts/results_table.py                                  rewrite README.md
+python scripts/results_table.py                                  rewrite README.md, draw the pictures
 python scripts/results_table.py --check                          fail if README.md is not what the lines say
 python scripts/results_table.py --append out.json --device NAME  add lines, then rewrite
 """
@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dit_accel import results
+from dit_accel.bench import pareto
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,10 +34,12 @@ def main() -> int:
         measured = json.loads(given.append.read_text(encoding="utf-8"))
         results.append(results.lines_from(measured, commit=commit, date=date), folder, given.device)
     before = readme.read_text(encoding="utf-8")
-    after = results.place(before, results.tables(results.read(folder)))
+    lines = results.read(folder)
+    after = results.place(before, results.tables(lines))
     if given.check:
         return int(before != after)
     readme.write_text(after, encoding="utf-8")
+    pareto.draw_models(lines, folder)
     return 0
 
 

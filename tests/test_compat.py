@@ -247,3 +247,9 @@ def test_a_tensor_counts_its_writes_but_for_inference():
     assert before is not None and compat.version_of(tensor) == before + 1
     with torch.inference_mode():
         assert compat.version_of(torch.zeros(2)) is None
+
+
+def test_a_context_can_be_set_from_outside(hooked):
+    pipe, hook = hooked
+    compat.set_cache_context(pipe.transformer, "default")
+    assert compat.current_context(hook.receiver) == ("default", None)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dit_accel import results
 from dit_accel.errors import DitAccelError
 
 OURS = "dit_accel"
@@ -47,6 +48,19 @@ def draw(panels: Mapping[str, Rows], file: Path) -> None:
     figure.savefig(file, dpi=90)
 
 
+def draw_models(lines: Sequence[results.Line], folder: Path) -> list[Path]:
+    """A picture for each model that was benched, a panel for each device and shape."""
+    models: dict[str, dict[str, Rows]] = {}
+    for group, rows in results.groups(lines).items():
+        if group.in_turn:
+            models.setdefault(group.model, {})[group.title] = rows
+    files = []
+    for model, panels in models.items():
+        files.append(folder / results.picture_of(model))
+        draw(panels, files[-1])
+    return files
+
+
 def _panel(axes: Any, title: str, rows: Rows) -> None:
     best = sorted((row["speedup"], row["psnr"]) for row in rows if row["name"] in front(rows))
     if best:
@@ -69,4 +83,5 @@ def _panel(axes: Any, title: str, rows: Rows) -> None:
         )
     axes.set(title=title, xlabel="times as fast as dense, whole pipeline", ylabel="PSNR to dense, dB")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    if families:
+        axes.legend(fontsize=7)
