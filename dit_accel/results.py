@@ -16,7 +16,7 @@ HEAD = (
     "what ran", "seconds", "dense beside it", "speedup", "PSNR dB", "SSIM", "fits its prompt", "peak GiB",
     "attention kept", "minutes of search"
 )  # fmt: skip
-SHARED = ("model", "versions", "device", "shape", "dtype", "seeds", "interleaved")  # of rows measured in turn
+SHARED = ("model", "versions", "device", "shape", "dtype", "seeds", "interleaved", "attention")
 QUALITY = ("psnr", "ssim", "faithfulness")
 BESIDES = ("attention_kept", "search_minutes", "kernel_alone")  # of the recipe's line
 PICTURES = "docs/results"
@@ -148,7 +148,8 @@ def _shape(line: Line) -> str:
     shape = line.get("shape", {})
     size = f"{shape['width']} x {shape['height']}" if "width" in shape and "height" in shape else ""
     counts = (f"{shape[name]} {name}" for name in ("frames", "steps") if name in shape)
-    parts = (size, *counts, line.get("dtype", ""))
+    op = "attention through our op everywhere" if line.get("attention") == "op" else ""
+    parts = (size, *counts, line.get("dtype", ""), op)
     return ", ".join(part for part in parts if part)
 
 

@@ -110,6 +110,7 @@ class Bench:
             "shape": shape,
             "dtype": self.form.dtype,
             "compiled": self.form.compiled,
+            "attention": self.form.attention,
             "seeds": sorted({job.seed for job in self.jobs}),
             "runs": len(self.dense.seconds),
             "interleaved": len(self.columns),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dit_accel import api, compat
+from dit_accel.bench.attention import check_attention
 from dit_accel.bench.work import denoisers_of
 from dit_accel.compare import Job
 from dit_accel.errors import BadUsage
@@ -26,6 +27,7 @@ class Form:
 
     dtype: str
     compiled: bool = False
+    attention: str = "model"  # of SERVED_BY
 
     def __str__(self) -> str:
         return f"{self.dtype}, {'compiled blocks' if self.compiled else 'eager'}"
@@ -38,12 +40,14 @@ class Wanted:
     dense: str = "auto"
     dtype: str = "auto"
     device: str = "auto"
+    attention: str = "model"
 
     def __post_init__(self) -> None:
         if self.dense not in DENSE:
             raise BadUsage(
                 f"asked for --dense {self.dense}; it is one of {', '.join(DENSE)}. Give one of them."
             )
+        check_attention(self.attention)
 
     def candidates(self, own: str | None) -> list[Form]:
         """The forms to choose from; `own` is the dtype that the model's folder states."""
@@ -53,7 +57,7 @@ class Wanted:
         both = ["float32", "bfloat16"] if on_cpu else ["bfloat16"]
         dtypes = both if known == "auto" else [known]
         kinds = {"eager": [False], "compiled": [True], "auto": [False] if on_cpu else [False, True]}
-        return [Form(dtype, compiled) for dtype in dtypes for compiled in kinds[self.dense]]
+        return [Form(dtype, compiled, self.attention) for dtype in dtypes for compiled in kinds[self.dense]]
 
 
 Load = Callable[[str], tuple[Model, dict[str, Any]]]  # a dtype -> the model in it, and its call's arguments

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from dit_accel import api, metrics
+from dit_accel.bench.attention import dense_through_op, through_op
 from dit_accel.bench.columns import Bench, Column
 from dit_accel.bench.form import Form, blocks_compiled
 from dit_accel.bench.rivals import RIVALS, STEPS, Setting, fewer_steps, switched_on
@@ -175,14 +176,19 @@ class Benching:
 
     @contextmanager
     def _switched_on(self, entrant: Entrant, steps: int) -> Iterator[api.Handle | None]:
+        op = self.form.attention == "op"
         if entrant.recipe is not None:
-            with api.accelerated(self.model.pipe, entrant.recipe) as handle:
+            recipe = through_op(entrant.recipe) if op else entrant.recipe
+            with api.accelerated(self.model.pipe, recipe) as handle:
                 yield handle
-        elif entrant.rival is not None:
-            name, setting = entrant.rival
-            with switched_on(RIVALS[name], setting, self._scene(steps, self.ratios.get(name, {}))):
-                yield None
-        else:
+            return
+        with ExitStack() as on:
+            if entrant.rival is not None:
+                name, setting = entrant.rival
+                scene = self._scene(steps, self.ratios.get(name, {}))
+                on.enter_context(switched_on(RIVALS[name], setting, scene))
+            if op:  # above the rival: cache-dit hides the blocks from what lies beneath it
+                on.enter_context(api.accelerated(self.model.pipe, dense_through_op()))
             yield None
 
     def _scene(self, steps: int | None = None, ratios: Mapping[str, Sequence[float]] | None = None) -> Scene:

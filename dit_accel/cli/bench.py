@@ -24,6 +24,7 @@ EXAMPLES = """
 
 - `dit-accel bench -m toys/wan --json wan.json --plot wan.png`
 - `dit-accel bench -m toys/pixart --against steps,first_block_cache,cache_dit:0.1 -r fast --num-prompts 4`
+- All with the same attention: `dit-accel bench -m toys/wan --attention op --num-prompts 4`
 - `dit-accel bench -m ./my-pipeline --against steps,seacache -r my.toml --dense eager --dtype bfloat16`
 """
 INTERRUPTED = 130
@@ -61,6 +62,13 @@ def bench(
         str,
         typer.Option("--dense", help="eager, compiled, or auto: on a GPU the faster one, on a CPU eager."),
     ] = "auto",
+    attention: Annotated[
+        str,
+        typer.Option(
+            "--attention",
+            help="model: each column's own; op: our op for all of them, so that none is ahead by it.",
+        ),
+    ] = "model",
     steps: option.Steps = None,
     height: option.Height = None,
     width: option.Width = None,
@@ -98,7 +106,7 @@ def bench(
         "negative_prompt": negative_prompt,
     }
     with results_to_stderr(json_ == "-"):
-        rivals, form = read_against(against), Wanted(dense, dtype, device)
+        rivals, form = read_against(against), Wanted(dense, dtype, device, attention)
         recipes = choose_recipes(recipe, model)
         to_file = None if json_ in (None, "-") else Path(json_)
         asked.check_writable(to_file, plot)
@@ -233,6 +241,7 @@ def table(measured: dict[str, Any]) -> Table:
 
     best = front(measured["rows"])
     title = f"{measured['model']}: {measured['runs']} prompt(s), medians, {measured['dtype']}"
+    title += ", all attention through our op" if measured["attention"] == "op" else ""
     drawn = Table(title=title, title_justify="left")
     drawn.add_column("what ran", no_wrap=True)
     for head in ("", "seconds", "speedup", "PSNR dB", "SSIM", "fits", "work", "peak GiB"):

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from dit_accel import api
 from dit_accel.bench import dbcache, rivals
+from dit_accel.bench.attention import dense_through_op
 from dit_accel.bench.rivals import RIVALS, switched_on
 from dit_accel.bench.scene import Scene, guided
 from dit_accel.bench.work import counted
@@ -203,3 +205,17 @@ def test_a_rival_that_nobody_knows_is_refused(text: str, words: str):
 def test_fewer_steps_are_fewer_and_at_least_one():
     assert rivals.fewer_steps(20) == [16, 13, 11, 9, 7, 5]
     assert rivals.fewer_steps(2) == [1] and rivals.fewer_steps(1) == []
+
+
+@pytest.mark.parametrize("name", ["first_block_cache", "taylorseer", "cache_dit"])
+def test_our_op_serves_what_a_rival_leaves_to_compute(name: str, dense):
+    if name == "cache_dit":
+        pytest.importorskip("cache_dit")
+    pipe, latents, _ = dense["wan"]
+    before = state_of(pipe)
+    on = switched_on(RIVALS[name], BOLD.get(name, RIVALS[name].ladder[-1]), scene_of("wan", pipe))
+    with on, api.accelerated(pipe, dense_through_op()) as handle:
+        TINY["wan"].call(pipe, steps=STEPS)
+        served = handle.report().counters
+    assert set(served) == {"full_auto"} and 0 < served["full_auto"] < 4 * 2 * 2 * LAYERS * STEPS
+    assert state_of(pipe) == before and torch.equal(TINY["wan"].call(pipe, steps=STEPS), latents)

@@ -184,3 +184,15 @@ def test_a_model_of_an_unknown_family_is_benched_against_fewer_steps(wan):
     rows = rows_of(measured)
     assert list(rows) == ["dense", "steps:3"] and rows["steps:3"]["work"] is None
     assert "family" in measured["left_out"]["cache_dit"]
+
+
+def test_the_op_serves_dense_rivals_and_recipes(wan):
+    jobs = [Job("a red fox", 0)]
+    asked = Asked([("first_block_cache", 0.9)], [Recipe.from_text(REUSE, name="mine")], jobs, jobs[0], False)
+    form = Form("float32", attention="op")
+    measured = ran(Benching(wan, call_arguments(wan, {"steps": 10}), form, asked))
+    rows = rows_of(measured)
+    assert [row["error"] for row in rows.values()] == [None] * 3 and measured["attention"] == "op"
+    assert rows["dit_accel:mine"]["counters"].keys() >= {"full_auto", "reuse"}
+    assert "full" not in rows["dit_accel:mine"]["counters"]
+    assert rows["first_block_cache:0.9"]["work"] < 1
