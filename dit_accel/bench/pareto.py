@@ -13,9 +13,14 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def placed(rows: Rows) -> list[Mapping[str, Any]]:
-    """The rows that have a place in the picture: measured, and not dense, which is where it starts."""
+    """The rows that have a place in the picture: measured, and neither dense nor dense by another name."""
     return [
-        row for row in rows if row.get("psnr") is not None and row.get("speedup") and row["name"] != "dense"
+        row
+        for row in rows
+        if row.get("psnr") is not None
+        and row.get("speedup")
+        and row["name"] != "dense"
+        and not row.get("changed_nothing")
     ]
 
 

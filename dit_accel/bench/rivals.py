@@ -83,13 +83,13 @@ RIVALS: dict[str, Rival] = {
     for rival in (
         Rival(
             "first_block_cache",
-            (0.03, 0.05, 0.08, 0.12, 0.2, 0.3),
+            (0.05, 0.08, 0.12, 0.2, 0.3, 0.5),
             diffusers_caches.first_block_cache,
             _anywhere,
         ),
         Rival(
             "mag_cache",
-            (0.02, 0.04, 0.08, 0.16, 0.3),
+            (0.01, 0.02, 0.04, 0.08, 0.16),
             diffusers_caches.mag_cache,
             _one_denoiser,
             diffusers_caches.calibrate_mag_cache,
@@ -99,8 +99,8 @@ RIVALS: dict[str, Rival] = {
         Rival("seacache", (0.1, 0.2, 0.3, 0.5), diffusers_caches.seacache, _tells_noise),
         Rival("pab", (2, 4, 6), diffusers_caches.pab, _batched),
         Rival("fastercache", (2, 3, 5), diffusers_caches.fastercache, _splits_a_batch),
-        Rival("cache_dit", (0.03, 0.05, 0.08, 0.12, 0.2, 0.3), dbcache.plain, _installed),
-        Rival("cache_dit_taylor", (0.03, 0.05, 0.08, 0.12, 0.2, 0.3), dbcache.taylor, _installed),
+        Rival("cache_dit", (0.05, 0.08, 0.12, 0.2, 0.3, 0.5), dbcache.plain, _installed),
+        Rival("cache_dit_taylor", (0.05, 0.08, 0.12, 0.2, 0.3, 0.5), dbcache.taylor, _installed),
         Rival("cache_dit_mask", ("slow", "medium", "fast", "ultra"), dbcache.masked, _installed),
     )
 }

@@ -24,6 +24,7 @@ ROWS = [
     row("dit_accel:mine", 2.5, 29.0),
     row("twin", 2.5, 29.0),
     {"name": "pab:2", "error": "IndexError: no"},
+    row("cache_dit:0.01", 1.02, 100.0) | {"changed_nothing": True},
 ]
 
 
@@ -55,7 +56,7 @@ def test_without_matplotlib_it_says_what_to_install(tmp_path: Path, monkeypatch)
 
 def test_recorded_benches_become_a_table_and_a_picture(tmp_path: Path):
     measured = {
-        "rows": ROWS, "model": "toys/wan", "device": "a CPU", "interleaved": 8, "dtype": "float32",
+        "rows": ROWS, "model": "toys/wan", "device": "a CPU", "interleaved": 9, "dtype": "float32",
         "shape": {"height": 64, "width": 64, "steps": 20}, "seeds": [0], "versions": {},
     }  # fmt: skip
     compared = {"what": "pipeline", "device": "a CPU", "model": "toys/wan", "name": "dense", "seconds": 9.0}
@@ -67,4 +68,5 @@ def test_recorded_benches_become_a_table_and_a_picture(tmp_path: Path):
     assert "pareto" not in alone and "9.00" in alone
     assert "64 x 64, 20 steps, float32 (all in turn)" in together
     assert "![speed and nearness to dense](docs/results/pareto_toys-wan.png)" in together
+    assert "| cache_dit:0.01 (changed nothing) | 5.88" in together
     assert together.index("| pab:2 | failed") < together.index("cache_dit:0.1") < together.index("steps:5")
