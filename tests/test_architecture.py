@@ -28,6 +28,7 @@ LAYERS = (
     {
         "bricks",
         "compat",
+        "extrapolation",
         "families",
         "inventory",
         "memory",

@@ -90,3 +90,39 @@ def test_the_graph_of_an_activation_is_not_kept():
     value = torch.ones(2, requires_grad=True) * 2
     memory.store(HERE, "out", [value], step=0)
     assert not memory.recall(HERE, "out").tensors[0].requires_grad
+
+
+def test_a_ring_holds_the_last_values_and_takes_the_oldest_place():
+    memory = Memory()
+    for step in (0, 2, 3, 7):
+        memory.store(HERE, "out", [torch.full((2, 3), float(step))], step, depth=3)
+    assert [slot.step for slot in memory.history(HERE, "out")] == [7, 3, 2]
+    assert [slot.tensors[0][0, 0].item() for slot in memory.history(HERE, "out")] == [7, 3, 2]
+    memory.store(
+        HERE, "out", [torch.full((2, 3), -1.0)], 3, depth=3
+    )  # a step that runs again keeps its place
+    assert [slot.tensors[0][0, 0].item() for slot in memory.history(HERE, "out")] == [7, -1, 2]
+    assert memory.peak_bytes == 3 * 24
+
+
+def test_in_8_bits_rows_keep_their_scale_and_a_quarter_of_the_bytes():
+    memory = Memory(storage="fp8")
+    rows = torch.randn(4, 64, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [[1e-3], [1], [50], [0]]
+    )
+    memory.store(HERE, "out", [rows + torch.tensor([[0], [9], [0], [0]])], step=1)
+    (slot,) = memory.history(HERE, "out")
+    back = slot.tensors[0].float() * slot.scales[0]
+    wanted = rows + torch.tensor([[0], [9], [0], [0]])
+    assert slot.tensors[0].dtype is torch.float8_e4m3fn
+    assert ((back - wanted).abs() <= wanted.abs().amax(1, keepdim=True) / 16).all()
+    assert memory.peak_bytes == 4 * 64 + 4 * 4
+
+
+def test_a_ring_in_8_bits_fills_its_buffers_anew():
+    memory = Memory(storage="fp8")
+    memory.store(HERE, "out", [torch.ones(2, 4)], step=0)
+    slot = memory.recall(HERE, "out")
+    memory.store(HERE, "out", [torch.full((2, 4), 3.0)], step=1)
+    assert memory.recall(HERE, "out") is slot
+    assert torch.allclose(slot.tensors[0].float() * slot.scales[0], torch.full((2, 4), 3.0))

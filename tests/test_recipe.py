@@ -281,3 +281,52 @@ def test_hostile_files_are_refused_by_name(tmp_path):
         Recipe.from_file(tmp_path / "missing.toml")
     with pytest.raises(RecipeError, match="no regular file"):
         Recipe.from_file(tmp_path)
+
+
+WEIGHTED = """schema = 1
+[made_for]
+steps = 4
+[choices]
+C = { method = "compute" }
+L = { method = "fitted" }
+[timeline.uncond]
+denoiser = "CCLC"
+[weights]
+levels = [1.0, 0.8, 0.5, 0.2]
+[weights.uncond.denoiser]
+2 = { c2 = 0.75, u1 = 0.5, x0 = -1e-3 }
+"""
+
+
+def test_weights_are_read_and_written_by_name():
+    recipe = Recipe.from_text(WEIGHTED)
+    assert recipe.weights == {"uncond": {"denoiser": {2: {"c2": 0.75, "u1": 0.5, "x0": -0.001}}}}
+    assert recipe.fitted_at == (1.0, 0.8, 0.5, 0.2)
+    assert Recipe.from_text(recipe.to_toml()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("0.5, 0.2]", "0.5]", "must give the noise level of each of the 4 steps"),
+        ("weights.uncond.denoiser", "weights.cond.denoiser", "has no row in [timeline.cond]"),
+        ("c2 = 0.75", "c3 = 0.75", "'c3' is no value that step 2 could know"),
+        ("c2 = 0.75", "k2 = 0.75", "'k2' is no value that step 2 could know"),
+        ("c2 = 0.75", "c2 = nan", "must be a finite number"),
+        ("2 = {", "two = {", "'two' must be the number of a step"),
+        ("2 = {", "4 = {", "step 4 must be one of the 4 steps"),
+        ("{ c2 = 0.75, u1 = 0.5, x0 = -1e-3 }", "{}", "sum up 1 to 8 values; found 0"),
+    ],
+)
+def test_weights_that_cannot_be_right(old: str, new: str, says: str):
+    assert old in WEIGHTED
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_text(WEIGHTED.replace(old, new))
+    assert says in str(caught.value)
+
+
+def test_storage_is_one_of_three():
+    text = 'schema = 1\n[limits]\nstorage = "fp8"\n'
+    assert Recipe.from_text(Recipe.from_text(text).to_toml()).storage == "fp8"
+    with pytest.raises(RecipeError, match="must be one of model, fp8, cpu"):
+        Recipe.from_text(text.replace("fp8", "int3"))

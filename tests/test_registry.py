@@ -49,7 +49,7 @@ def family(**changes):
 def test_built_in_names_are_listed_without_importing_a_method():
     expected = (
         *("full", "window", "arrow", "brick", "coreset", "tail", "residual"),
-        *("reuse", "share_branch", "compute"),
+        *("reuse", "share_branch", "forecast", "fitted", "skip", "compute"),
     )
     assert METHODS.names()[: len(expected)] == expected
     assert "WanTransformer3DModel" in FAMILIES.names()

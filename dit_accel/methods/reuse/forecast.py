@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from dit_accel.methods.reuse import extrapolation
+from dit_accel import extrapolation
 
 MOST = 4  # an op mixes at most eight outputs, and no order above 4 has helped anybody
 

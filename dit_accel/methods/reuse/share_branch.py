@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dit_accel.methods.reuse import extrapolation
+from dit_accel import extrapolation
 from dit_accel.methods.reuse.forecast import MOST
 from dit_accel.visit import AttentionVisit
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import dit_accel
-from dit_accel.methods.reuse.extrapolation import weights
+from dit_accel.extrapolation import weights
 from dit_accel.methods.reuse.forecast import Forecast
 from dit_accel.methods.reuse.share_branch import ShareBranch
 from dit_accel.recipe import Recipe
