@@ -212,6 +212,7 @@ class RootHook(Replacing):
         finally:
             self._after()
 
+    @torch.compiler.disable(recursive=False)
     def _answer(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The denoiser's output: computed, or summed up where the timeline has the whole denoiser."""
         session = self.installation.session

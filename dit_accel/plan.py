@@ -128,6 +128,7 @@ class _Reader:
                         found.setdefault(key, {})[one] = (where, letters)
                         self.patterns[seam, key, one] = pattern
         self._refuse_overlap(seam, found)
+        self._refuse_double_storing(seam, found)
         tracks: dict[Key, Track] = {}
         # from the outside in: a sublayer inside a skipped block neither runs nor stores
         for key in sorted(found, key=lambda key: (key[1] != DENOISER, key not in self.spans)):
@@ -257,6 +258,21 @@ class _Reader:
                     where = next(iter(found[component, site].values()))[0]
                     raise RecipeError(
                         f'{where}: spans "{other}" and "{site}" both hold {block}. Make them disjoint.'
+                    )
+
+    def _refuse_double_storing(self, seam: str, found: Mapping[Key, Any]) -> None:
+        """A span that replays its sublayers stores them itself."""
+        for (component, site), rows in found.items() if seam == "timeline" else ():
+            span = self.spans.get((component, site))
+            used = {self.methods[letter] for _, letters in rows.values() for letter in letters}
+            if span is None or not any(getattr(method, "gates", "") == "current" for method in used):
+                continue
+            for other, inside in found:
+                if other == component and inside.rpartition(".")[0] in span.blocks:
+                    where = next(iter(found[other, inside].values()))[0]
+                    raise RecipeError(
+                        f'{where}: {inside} has letters of its own, and the span "{site}" around it replays '
+                        'it with gates = "current". Give it gates = "stored", or leave the sublayer out.'
                     )
 
     def legend(self) -> dict[str, str]:

@@ -98,7 +98,7 @@ class _Predictor:
         numel = hidden.numel() // hidden.shape[0]
         head = next((place.module for place in self.family.places if place.back), None)
         if name != INPUT and head is not None:
-            numel = self.at.visual * self.module.get_submodule(head).out_features  # pyright: ignore
+            numel = self.at.visual * int(self.module.get_submodule(head).out_features)  # pyright: ignore
         rows = numel // hidden.shape[-1]
         return numel + rows * SCALE_BYTES if self.storage == "fp8" else numel * self.item
 

@@ -16,6 +16,9 @@ F = { method = "full" }
 w = { method = "window", radius = [1, 1, 1] }
 r = { method = "reuse", max_age = 2 }
 s = { method = "share_branch", max_age = 2 }
+d = { method = "share_branch", max_age = 2, order = 1 }
+P = { method = "forecast", order = 1, max_age = 2 }
+L = { method = "fitted", order = 1, max_age = 2 }
 C = { method = "compute" }
 """
 LEVELS = tuple((10 - step) / 10 for step in range(10))
@@ -27,6 +30,7 @@ def denoiser(component: str = "transformer") -> Denoiser:
         self_attention={f"blocks.{i}.attn1": 4 for i in range(4)},
         cross_attention={f"blocks.{i}.attn2": 4 for i in range(4)},
         blocks=tuple(f"blocks.{i}" for i in range(4)),
+        others=tuple(f"blocks.{i}.ffn" for i in range(4)),
     )
 
 
@@ -166,7 +170,7 @@ def test_a_prefix_restricts_to_one_denoiser():
     [
         (
             '[attention.both]\n"blocks.9.attn1" = ["F"]',
-            'my.toml:12: [attention.both] "blocks.9.attn1" matches no site of this pipeline; nearest: blo',
+            'my.toml:15: [attention.both] "blocks.9.attn1" matches no site of this pipeline; nearest: blo',
         ),
         (
             '[timeline.both]\n"blocks.1-6" = "CrrCrrCrrC"',
@@ -192,6 +196,12 @@ def test_a_prefix_restricts_to_one_denoiser():
             '[timeline.both]\n"*" = "CrCrCrCrCr"\n"blocks.1" = "CrCrCrCrCr"',
             "both hold blocks.1. Make them disjoint",
         ),
+        (
+            '[timeline.both]\n"blocks.1-2" = "CrCrCrCrCr"\n"blocks.2.ffn" = "CCCCCCCCCC"',
+            'the span "blocks.1-2" around it replays it with gates = "current"',
+        ),
+        ('[attention.both]\n"blocks.0.attn1" = ["FFdd"]', "share_branch of order 1, which heads do not keep"),
+        ('[timeline.both]\ndenoiser = "PCCCCCCCCC"', 'step 0 (cond) is "P", but nothing was computed'),
     ],
 )
 def test_a_recipe_that_does_not_fit_is_refused_before_anything_runs(tables: str, message: str):
@@ -228,3 +238,44 @@ def test_the_order_of_the_tables_in_the_file_does_not_matter():
     rows = ['[attention.cond]\n"blocks.0.attn1" = ["w"]\n', '[attention.both]\n"blocks.0.attn1" = ["F"]\n']
     one, other = plan("".join(rows)), plan("".join(rows[::-1]))
     assert letters(one, "attention", "blocks.0.attn1") == letters(other, "attention", "blocks.0.attn1")
+
+
+FITTED = """[timeline.cond]
+denoiser = "CCCLCCCCCC"
+[timeline.uncond]
+denoiser = "CCLLCCCCCC"
+[weights]
+levels = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+[weights.cond.denoiser]
+3 = { c2 = 1.5, u1 = -0.5, x3 = 0.1 }
+[weights.uncond.denoiser]
+2 = { c2 = 1.0, u1 = 0.2 }
+3 = { c2 = 1.5, u1 = -0.5, x0 = 0.1 }
+"""
+
+
+def test_fitted_answers_name_what_they_read_and_it_is_kept_until_then():
+    track = plan(FITTED).timeline["transformer", "denoiser"]
+    cond, uncond = track.entries["cond"], track.entries["uncond"]
+    assert [(t.of, t.step, t.weight) for t in uncond[2].terms] == [("cond", 2, 1.0), ("uncond", 1, 0.2)]
+    assert [sorted(entry.keep) for entry in cond[:5]] == [[], [], ["out"], ["input"], []]
+    assert [sorted(entry.keep) for entry in uncond[:5]] == [["input"], ["out"], [], [], []]
+
+
+@pytest.mark.parametrize("levels", [(*LEVELS[:-1], 0.05), tuple((12 - step) / 12 for step in range(12))])
+def test_weights_of_another_schedule_give_way_to_a_forecast(levels: tuple[float, ...]):
+    found = plan(FITTED, levels)
+    assert any("not those its weights were fitted at" in note for note in found.notes)
+    entries = found.timeline["transformer", "denoiser"].entries["cond"]
+    assert {type(entry.groups[0][0]).__name__ for entry in entries} == {"Compute", "Forecast"}
+
+
+def test_a_sum_of_what_was_not_computed_is_refused():
+    with pytest.raises(RecipeError, match=r'step 3 \(uncond\) is "L", but uncond was not computed at step 2'):
+        plan(FITTED.replace("3 = { c2 = 1.5, u1 = -0.5, x0 = 0.1 }", "3 = { u2 = 1.0 }"))
+
+
+def test_inside_a_skipped_denoiser_nothing_is_computed():
+    found = plan(FITTED.replace("CCLL", "CCCL") + '[timeline.both]\n"blocks.1.ffn" = "CCCCPCCCCC"')
+    entry = found.timeline["transformer", "blocks.1.ffn"].entries["cond"][4]
+    assert entry.letters == "P" and entry.sources == (2, 1)  # step 3 was answered from outside
