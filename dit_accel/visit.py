@@ -70,6 +70,11 @@ class AttentionVisit:
         """Where text stands in the sequence."""
         return self.call.text_rows(self.q.shape[1])
 
+    @property
+    def visual_rows(self) -> slice:
+        """Where the visual tokens stand in the sequence."""
+        return self.call.visual_rows(self.q.shape[1])
+
     def of(self, heads: Sequence[int]) -> "AttentionVisit":
         """Some heads of the whole call."""
         return self.call.visit(heads)

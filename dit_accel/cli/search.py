@@ -32,8 +32,8 @@ EXAMPLES = """
 - `dit-accel search -m toys/pixart --method ditfastattn --delta 0.0003 --out recipes`
 - At least 1.3 times as fast, as near to dense as can be: `dit-accel search -m toys/wan --method ditfastattn
   --speedup 1.3 --minutes 10 --out recipes`
-- Head by head, with our own menu and the fast dense kernel for full heads: `dit-accel search -m toys/wan
-  --method ditfastattn_v2 --menu ours --full auto --psnr 35 --out recipes`
+- Head by head, with our own menu, errors as the frames feel them and the fast dense kernel: `dit-accel search
+  -m toys/wan --method ditfastattn_v2 --menu ours --error felt --full auto --psnr 35 --out recipes`
 - Every head's kind at every step, by its price in seconds and its error in the video: `dit-accel search
   -m toys/wan --method plan --speedup 1.8 --out recipes`
 - Near sets that grow with the size, found at two sizes and used at all others: `dit-accel search -m toys/wan
@@ -88,8 +88,8 @@ def search(
         str | None,
         typer.Option(
             "--error",
-            help="ditfastattn_v2: of a head behind its projection (projected) or before it, as published "
-            "(head). [default: projected]",
+            help="ditfastattn_v2: of a head behind its projection (projected), before it (head, published) "
+            "or in the frames, one price for all (felt). [default: projected]",
         ),
     ] = None,
     interval: Annotated[

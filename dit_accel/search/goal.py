@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from dit_accel.errors import BadUsage
 
 REACH, CLOSE = 8.0, 1.25
-# where a pursuit begins, a delta that hurts little: errors of a step's output, and of a layer's at a step
-FIRST_DELTAS = {"ditfastattn": 3e-4, "ditfastattn_v2": 3e-3}
+# where a pursuit begins, a delta that hurts little: errors of a step's output, of a layer's at a step, and of
+# the frames where errors are weighed as they are felt there
+FIRST_DELTAS = {"ditfastattn": 3e-4, "ditfastattn_v2": 3e-3, "felt": 1e-7}
 LIMITS = (1e-9, 10.0)  # a relative squared error of 1 is an output that says nothing
 
 Measured = Mapping[str, float]  # "speedup" and "psnr"

@@ -6,7 +6,8 @@ Source: DiTFastAttnV2, Zhang et al. 2025, arXiv:2503.22796, section 3.2. Menus:
             V / (2 f) of V visual tokens, rounded to blocks of whole rows. In a video there are two of them:
             a band of frames, and (`reorder`) the same number of tokens as all frames of few rows.
     ours    the last output at most 2 steps old; bricks around; what is near with what is far from an
-            earlier full pass, merged (`tail`) or added (`residual`), at most 4 steps old.
+            earlier full pass, merged (`tail`) or added (`residual`), at most 4 steps old; on uncond cond's
+            answer, as it is or with the stored difference of the branches, that at most 2 steps old.
 
 Text rows and columns are exact in all that attends; how much text there is shows at the visit.
 
@@ -23,11 +24,14 @@ from dit_accel.bricks import Grid, lay_bricks
 from dit_accel.methods.attention.base import Anchored
 from dit_accel.methods.attention.full import Full
 from dit_accel.methods.reuse.reuse import Reuse
+from dit_accel.methods.reuse.share_branch import ShareBranch
 from dit_accel.recipe_method import build_method
 from dit_accel.recipe_parse import Choice, Places
 from dit_accel.search.ditfastattn.menu import band, row_brick
 
-FULL, REUSE, ABSENT = "F", "r", "-"
+FULL, REUSE, COPY, DIFFER, ABSENT = "F", "r", "s", "d", "-"
+SHARES = (COPY, DIFFER)
+IDLE = frozenset((REUSE, *SHARES, ABSENT))  # what computes nothing that a later step could read
 MENUS = ("v2", "ours")
 EVERYTHING = (0.0, 1.0)  # a rule: all of an axis
 
@@ -48,13 +52,15 @@ class Candidate:
         return isinstance(self.method, Anchored)
 
     def gain(self, visual: int, tokens: int, density: Callable[[], float]) -> float:
-        """The share of the head's attention that is saved, 0 to 1.
+        """The share of the head's attention that is saved, 0 to 1. Where a branch is shared text stays exact.
 
         Of a published band (V - V / (2 f))^2 / S^2 with S tokens, V of them visual; else what `density`, the
         share of the block pairs that are attended, leaves.
         """
         if isinstance(self.method, Reuse):
             return 1.0
+        if isinstance(self.method, ShareBranch):
+            return visual / tokens
         if self.half is None:
             return 1.0 - density()
         return (visual * (1 - self.half)) ** 2 / tokens**2
@@ -83,14 +89,27 @@ class Menu:
         bricks = {each.method.brick_on(grid) for each in self.candidates if hasattr(each.method, "brick_on")}
         return next(iter(bricks), None)
 
-    def legal(self, letter: str, history: str) -> bool:
-        """Whether a pick may come after a head's history, by the rules of `dit_accel.timeline`."""
+    @property
+    def shares(self) -> bool:
+        """Whether uncond may take cond's answers."""
+        return any(each.letter in SHARES for each in self.candidates)
+
+    def legal(self, letter: str, history: str, cond: str = "") -> bool:
+        """Whether a pick may come after a head's history, by the rules of `dit_accel.timeline`.
+
+        `cond` is what uncond's counterpart did up to this very step; empty for cond itself.
+        """
         if letter == FULL or not history.strip(ABSENT):
             return letter == FULL
         method = self.of(letter).method
         if isinstance(method, Reuse):
-            computed = max(step for step, pick in enumerate(history) if pick not in (REUSE, ABSENT))
+            computed = max(step for step, pick in enumerate(history) if pick not in IDLE)
             return len(history) - computed <= method.max_age
+        if isinstance(method, ShareBranch):
+            pairs = enumerate(zip(history, cond, strict=False))
+            both = [step for step, pair in pairs if not IDLE & {*pair}]
+            fresh = not method.difference or (both and len(history) - both[-1] <= method.max_age)
+            return bool(cond and fresh)
         if not self.of(letter).anchored:
             return True
         since = history.rfind(FULL)
@@ -118,7 +137,7 @@ def menu_of(name: str, grid: Grid, steps: int, full: Mapping[str, Any]) -> Menu:
     for letter, label, choice, half in rows:
         method = build_method(_choice(letter, choice), Places("<menu>"))
         blocks = _blocks(method, grid)
-        same = seen.setdefault((choice["method"], blocks), label)
+        same = label if blocks is None else seen.setdefault((choice["method"], blocks), label)
         if blocks is not None and all(blocks):
             left_out.append(f"{label} keeps every block of {grid} tokens: left out of the menu")
         elif same != label:
@@ -158,6 +177,9 @@ def _ours(grid: Grid) -> list[Row]:
     far = (("t", "tail", "own", own), ("u", "tail", "around", around), ("w", "residual", *spanning))
     for letter, method, label, extent in far:
         found.append((letter, f"{method}_{label}", {"method": method, "extent": extent, "max_age": 4}, None))
+    share = {"method": "share_branch"}
+    found.append((COPY, "share", {**share, "difference": False}, None))
+    found.append((DIFFER, "share_difference", {**share, "max_age": 2}, None))
     return found
 
 

@@ -5,6 +5,7 @@ head        RSE of DiTFastAttnV2, Zhang et al. 2025, arXiv:2503.22796, section 3
 projected   ours: |W_o[:, h] (y_m - y)_h|^2 / |W_o y|^2, the share of the layer's own output. A head that
             the projection hardly lets through may err more, and errors of heads add up to the layer's as
             long as they are independent.
+felt        ours: a share of the mean squared error of the frames, see `felt_error`
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from dit_accel.errors import BadUsage
 
-ERRORS = ("projected", "head")
+ERRORS = ("projected", "head", "felt")
 
 
 def rse(y: Tensor, other: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What was picked for each layer, head and step, and the errors behind it, as a picture."""
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -21,12 +22,16 @@ def picture(
         f"<b>{x}</b> {escape(name)}</li>"
         for x, name in names.items()
     )
+    cap = math.inf if error == "felt" else SHARE * delta
     branches = [b for b in ("cond", "uncond") if any(place.startswith(f"{b} ") for place in decisions.picks)]
-    drawn = "".join(f"<h3>{b}</h3>{_branch(b, keys, steps, colours, delta, decisions)}" for b in branches)
-    said = (
-        f"A line for each head. Delta {delta:g}: so much may the {error} errors of a layer's heads add up to "
-        f"at a step, and one head may have {SHARE:g} times its equal share. Point at a cell."
+    drawn = "".join(f"<h3>{b}</h3>{_branch(b, keys, steps, colours, cap, decisions)}" for b in branches)
+    rule = (
+        "so much error in the frames, their mean square, is it worth to save a layer's attention at a step"
+        if error == "felt"
+        else f"so much may the {error} errors of a layer's heads add up to at a step, and one head may have "
+        f"{SHARE:g} times its equal share"
     )
+    said = f"A line for each head. Delta {delta:g}: {rule}. Point at a cell."
     return (
         f"<h2>What was chosen, and the errors behind it</h2><p class='dim'>{said}</p>"
         f'<ul class="legend">{swatches}</ul>{drawn}'
@@ -34,7 +39,7 @@ def picture(
 
 
 def _branch(
-    branch: str, keys: Mapping[Key, int], steps: int, colours: Mapping[str, str], delta: float,
+    branch: str, keys: Mapping[Key, int], steps: int, colours: Mapping[str, str], cap: float,
     decisions: HeadDecisions,
 ) -> str:  # fmt: skip
     cells: list[str] = []
@@ -47,7 +52,7 @@ def _branch(
             for step, pick in enumerate(history):
                 if pick == ABSENT:
                     continue
-                said = _tried(errors.get(str(step), {}), head, SHARE * delta / heads)
+                said = _tried(errors.get(str(step), {}), head, cap / heads)
                 title = escape(f"{key[1]}, head {head}, step {step}: {pick}{said}")
                 cells.append(
                     f'<rect class="{colours[pick]}" x="{LEFT + step * CELL}" y="{top + head * TALL}" '
@@ -63,4 +68,5 @@ def _branch(
 
 def _tried(errors: Mapping[str, Sequence[float | None]], head: int, cap: float) -> str:
     tried = ", ".join(f"{x} {own[head]:.2e}" for x, own in errors.items() if own[head] is not None)
-    return f"; tried {tried}; allowed under {cap:.2e}" if tried else ""
+    allowed = f"; allowed under {cap:.2e}" if cap < math.inf else ""
+    return f"; tried {tried}{allowed}" if tried else ""

@@ -5,6 +5,7 @@ around them: checks that fail before the pipeline runs, its plan, and the recipe
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,15 +17,17 @@ from dit_accel.loading import Model
 from dit_accel.plan import Key, Plan
 from dit_accel.recipe import Recipe
 from dit_accel.search import subject
-from dit_accel.search.ditfastattn_v2 import head_picks
+from dit_accel.search.ditfastattn_v2 import felt_error, head_picks
 from dit_accel.search.ditfastattn_v2.candidates import FULL, MENUS, REUSE, Menu, menu_of
 from dit_accel.search.ditfastattn_v2.head_error import ERRORS, projection_of
+from dit_accel.search.ditfastattn_v2.modules import letters_of
 from dit_accel.search.ditfastattn_v2.progressive import HeadDecisions, Progressive, Terms, place_of
 from dit_accel.search.ditfastattn_v2.trial import Trial
 from dit_accel.search.goal import FIRST_DELTAS
 from dit_accel.search.method import FULLS, Ended, Search, Told
 from dit_accel.search.rows import recipe_of_rows
 from dit_accel.search.subject import call_of
+from dit_accel.search.trajectory import guidance_of
 from dit_accel.stages import stages
 from dit_accel.timeline import BRANCHES, TAIL_LSE, Entry, Track
 
@@ -50,8 +53,15 @@ class DiTFastAttnV2(Search):
         """Layers in forward order, with their heads."""
         return {key: self.attention(key).heads for key in self.layers()}
 
+    @functools.cached_property
+    def felt(self) -> Mapping[Key, felt_error.FeltError]:
+        """How errors of each layer are felt, measured once; nothing where errors are another's."""
+        return felt_error.measure(self) if self.error == "felt" else {}
+
     @property
     def first_delta(self) -> float:
+        if self.error == "felt":
+            return FIRST_DELTAS["felt"]
         # errors relative to a head are larger than relative to the layer, by about the number of heads
         heads = max(self.heads.values())
         return FIRST_DELTAS[self.name] * (heads if self.error == "head" else 1)
@@ -61,16 +71,20 @@ class DiTFastAttnV2(Search):
         return {"menu": self.menu, "error": self.error, "interval": self.interval, "full": self.full}
 
     def stored_bytes(self) -> int:
-        """The last outputs, what every anchored candidate stores, and projections."""
+        """The last outputs, what every anchored candidate stores, what is shared, and projections."""
         kept = [name for each in self.candidates.anchored for name in each.method.keeps]
         values = sum(name != TAIL_LSE for name in kept)
         values += any(each.letter == REUSE for each in self.candidates.candidates)
+        visual = math.prod(self.grid) / (math.prod(self.grid) + self.text)  # of all rows
         needed = 0
         for key, heads in self.heads.items():
             width = self.width(key)
             needed += self.stored_rows * (values * width * self.item_bytes + 4 * heads * kept.count(TAIL_LSE))
             if self.error == "projected":
                 needed += 4 * width * width // heads * (2 if self.joint else 1)
+            # cond's answers, uncond's differences, and what is wrong with cond's answers
+            shared = self.candidates.shares + (0.5 if self.error == "felt" else 0)
+            needed += int(shared * self.stored_rows * visual * width * self.item_bytes)
         return needed
 
     def run(
@@ -78,7 +92,7 @@ class DiTFastAttnV2(Search):
     ) -> None:
         for text in self.candidates.left_out:
             decisions.note(text)
-        terms = Terms(self.candidates, delta, self.error, self.interval)
+        terms = Terms(self.candidates, delta, self.error, self.interval, self.joint, self.felt)
         search = Progressive(terms, len(self.levels), decisions, ended, saved, told)
         pipe = self.model.pipe
         with api.accelerated(pipe, self._installed(), strict=True) as handle, stages(pipe):
@@ -106,10 +120,11 @@ class DiTFastAttnV2(Search):
         self, rows: Mapping[str, Mapping[Key, Sequence[str]]], idle: str, skipping: bool = False
     ) -> Recipe:
         """With `skipping` a module all of whose heads reuse does not run: its last output is the same."""
-        skipped = {
-            branch: {key: "".join(_module(text) for text in rows[branch][key]) for key in self.heads}
-            for branch in rows
-        }
+        skipped: dict[str, dict[Key, str]] = {branch: {} for branch in BRANCHES}
+        for key in self.heads:
+            modules = letters_of(rows["cond"][key], rows["uncond"][key], self.joint)
+            for branch, letters in zip(BRANCHES, modules, strict=True):
+                skipped[branch][key] = letters
         timeline, choices = (
             (skipped if skipping else {}),
             {"C": {"method": "compute"}, **self.candidates.choices},
@@ -140,11 +155,6 @@ class DiTFastAttnV2(Search):
         return Plan(tracks, {}, {}, self.levels, {"T": "searched"}, ())
 
 
-def _module(text: str) -> str:
-    """What a module does at a step, by the letters of its heads."""
-    return REUSE if set(text) == {REUSE} else "C"
-
-
 def look(
     model: Model, jobs: Sequence[Job], arguments: Mapping[str, Any], sites: Sequence[str] = (),
     menu: str = "v2", error: str = "projected", interval: int = 1, memory_gb: float | None = None,
@@ -153,7 +163,8 @@ def look(
     """The search of a model, checked; the pipeline runs up to its first call of a denoiser.
 
     Raises BadUsage where there is nothing to search: besides what `subject.look` refuses, an unknown menu or
-    error, a menu of which nothing serves at this size, or too little memory for what a search keeps.
+    error, felt errors without guidance, a menu of which nothing serves at this size, or too little memory
+    for what a search keeps.
     """
     for asked, known, option in ((menu, MENUS, "menu"), (error, ERRORS, "error")):
         if asked not in known:
@@ -166,7 +177,9 @@ def look(
     search = DiTFastAttnV2(
         **seen.as_fields(), memory_gb=memory_gb, full=full, menu=menu, error=error, interval=interval
     )
-    if error == "projected":
+    if error == "felt":
+        guidance_of(model, seen.family, arguments)
+    if error != "head":
         for key in search.heads:
             projection_of(search.attention(key))
     search.check()

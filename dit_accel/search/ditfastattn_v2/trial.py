@@ -16,8 +16,8 @@ from dit_accel.bricks import Grid
 from dit_accel.errors import MissingAnchor
 from dit_accel.memory import Address, Memory
 from dit_accel.plan import Key
-from dit_accel.search.ditfastattn_v2.candidates import FULL, REUSE, Candidate, Menu
-from dit_accel.timeline import OUT
+from dit_accel.search.ditfastattn_v2.candidates import DIFFER, FULL, IDLE, REUSE, Candidate, Menu
+from dit_accel.timeline import DIFFERENCE, OUT, SHARED
 from dit_accel.visit import AttentionVisit
 
 
@@ -48,6 +48,7 @@ class _Kept:
     memory: Memory
     address: Address
     heads: int  # of the layer
+    shared: Address  # where cond's answers are
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,13 @@ class _TrialVisit(AttentionVisit):
     kept: _Kept
 
     def recall(self, name: str, max_age: int) -> Tensor:
-        slot = self.kept.memory.recall(self.kept.address, name)
+        return self._recall(self.kept.address, name, max_age)
+
+    def recall_from_cond(self, name: str) -> Tensor:
+        return self._recall(self.kept.shared, name, max_age=0)
+
+    def _recall(self, address: Address, name: str, max_age: int) -> Tensor:
+        slot = self.kept.memory.recall(address, name)
         made = {} if slot is None else slot.made_at
         if slot is None or any(self.step - made.get(head, -max_age - 1) > max_age for head in self.heads):
             raise MissingAnchor(f"no {name} at most {max_age} steps old")
@@ -87,8 +94,8 @@ class Layer:
         """What some heads would answer: [B, N, h, D]. Raises what the method raises."""
         return candidate.method.attend(self._visit(visit, candidate.letter, heads))
 
-    def answer(self, visit: AttentionVisit, letters: str) -> Tensor:  # [B, N, H, D]
-        """Every head by its letter; what later steps may read is stored."""
+    def answer(self, visit: AttentionVisit, letters: str, cond: str = "") -> Tensor:  # [B, N, H, D]
+        """Every head by its letter; what later steps may read is stored. `cond` are the letters of cond."""
         out = visit.q.new_empty((*visit.q.shape[:3], visit.v.shape[3]))
         parts: list[tuple[Sequence[int], Part]] = []
         for letter, heads in _groups(letters):
@@ -103,19 +110,33 @@ class Layer:
         if parts:
             block_heads.attend(visit.tokens(), parts, out)
         self._store(visit, letters, out)
+        if self.menu.shares:
+            self._store_shared(visit, letters, cond, out)
         return out
+
+    def _store_shared(self, visit: AttentionVisit, letters: str, cond: str, out: Tensor) -> None:
+        """What cond answers, or how uncond's answer differs from it where both were computed."""
+        visual = out[:, visit.visual_rows]
+        if self.branch == "cond":
+            self._visit(visit, SHARED, range(len(letters))).keep(SHARED, visual)
+            return
+        both = [head for head, pair in enumerate(zip(letters, cond, strict=False)) if not IDLE & {*pair}]
+        if both:
+            own = self._visit(visit, DIFFER, both)
+            own.keep(DIFFERENCE, visual[:, :, block_heads.run_of(both)] - own.recall_from_cond(SHARED))
 
     def _store(self, visit: AttentionVisit, letters: str, out: Tensor) -> None:
         full = [head for head, letter in enumerate(letters) if letter == FULL]
         # which of them a head will complete is not known yet: each costs a full pass
         for candidate in self.menu.anchored if full else ():
             candidate.method.anchor.attend(self._visit(visit, candidate.letter, full))
-        computed = [head for head, letter in enumerate(letters) if letter != REUSE]
+        computed = [head for head, letter in enumerate(letters) if letter not in IDLE]
         if computed and any(each.letter == REUSE for each in self.menu.candidates):
             self._visit(visit, REUSE, computed).keep(OUT, out[:, :, block_heads.run_of(computed)])
 
     def _visit(self, visit: AttentionVisit, letter: str, heads: Sequence[int]) -> _TrialVisit:
-        kept = _Kept(self.memory, (*self.key, self.branch, (letter,)), visit.q.shape[2])
+        shared = (*self.key, "cond", (SHARED,))
+        kept = _Kept(self.memory, (*self.key, self.branch, (letter,)), visit.q.shape[2], shared)
         own = visit.of(heads)
         values: dict[str, Any] = {each.name: getattr(own, each.name) for each in fields(AttentionVisit)}
         return _TrialVisit(**values, kept=kept)
