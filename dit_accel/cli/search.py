@@ -33,7 +33,7 @@ EXAMPLES = """
 - At least 1.3 times as fast, as near to dense as can be: `dit-accel search -m toys/wan --method ditfastattn
   --speedup 1.3 --minutes 10 --out recipes`
 - Head by head, with our own menu, errors as the frames feel them and the fast dense kernel: `dit-accel search
-  -m toys/wan --method ditfastattn_v2 --menu ours --error felt --full auto --psnr 35 --out recipes`
+  -m toys/wan --method ditfastattn_v2 --menu plain --error felt --full auto --psnr 35 --out recipes`
 - Every head's kind at every step, by its price in seconds and its error in the video: `dit-accel search
   -m toys/wan --method plan --speedup 1.8 --out recipes`
 - Near sets that grow with the size, found at two sizes and used at all others: `dit-accel search -m toys/wan
@@ -82,7 +82,10 @@ def search(
     ] = None,
     menu: Annotated[
         str | None,
-        typer.Option("--menu", help="ditfastattn_v2: v2 (as published) or ours. [default: v2]"),
+        typer.Option(
+            "--menu",
+            help="ditfastattn_v2: v2 (as published), ours, or plain: ours without tails. [default: v2]",
+        ),
     ] = None,
     error: Annotated[
         str | None,

@@ -102,7 +102,10 @@ def test_a_goal_by_head_begins_where_the_method_says(command, tiny_folder, tmp_p
         (["--method", "ditfastattn_v2", "--near", "band"], "or use --method ditfastattn."),
         (["--method", "ditfastattn_v2"], "--delta 0.003 is a first try"),
         (["--method", "ditfastattn_v2", "--delta", "0.1", "--interval", "0"], "a decision every 0 steps"),
-        (["--method", "ditfastattn_v2", "--delta", "0.1", "--menu", "all"], 'menu "all"; known: v2, ours'),
+        (
+            ["--method", "ditfastattn_v2", "--delta", "0.1", "--menu", "all"],
+            'menu "all"; known: v2, ours, plain',
+        ),
         (["--method", "timeline", "--name", "mine"], 'asked for the name "mine"'),
         (
             ["--method", "timeline", "--tau", "0.5"],

@@ -127,3 +127,11 @@ def test_what_keeps_everything_or_the_same_is_left_out():
 def test_full_heads_have_the_backend_asked_for():
     menu = menu_of("v2", (1, 64, 64), 20, {"backend": "auto"})
     assert menu.full.backend == "auto" and menu.choices["F"] == {"method": "full", "backend": "auto"}
+
+
+def test_plain_has_what_no_full_pass_stores_for():
+    plain = menu_of("plain", (1, 32, 16), STEPS, {})
+    anchored = {each.letter for each in OURS.anchored}
+    assert anchored and not plain.anchored
+    assert [each for each in OURS.candidates if each.letter not in anchored] == list(plain.candidates)
+    assert not anchored & {x.lower() for x in plain.choices} - {"F"}

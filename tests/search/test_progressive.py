@@ -88,7 +88,7 @@ def latents_of(search, run):
     return torch.stack([x.flatten() for x in seen])
 
 
-@pytest.mark.parametrize("menu", ["v2", "ours"])
+@pytest.mark.parametrize("menu", ["v2", "ours", "plain"])
 @pytest.mark.parametrize("case", ALL)
 def test_the_recipe_computes_what_the_search_saw(case, menu, tiny):
     search = look(tiny(case), jobs=JOBS, menu=menu)
@@ -119,7 +119,7 @@ def test_the_recipe_computes_what_the_search_saw(case, menu, tiny):
         assert [x if len(x) > 1 else x * len(text) for x, text in zip(ran, wanted, strict=True)] == wanted
 
 
-@pytest.mark.parametrize("menu", ["v2", "ours"])
+@pytest.mark.parametrize("menu", ["v2", "ours", "plain"])
 def test_without_anchors_the_recipe_is_bit_equal(menu, tiny):
     search, made = look(tiny("wan"), jobs=JOBS, menu=menu), []
     pipe = search.model.pipe
@@ -309,7 +309,7 @@ def test_memory_is_foreseen(menu, case, tiny, monkeypatch):
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"menu": "theirs"}, 'menu "theirs"; known: v2, ours'),
+        ({"menu": "theirs"}, 'menu "theirs"; known: v2, ours, plain'),
         ({"error": "none"}, 'error "none"; known: projected, head'),
         ({"interval": 0}, "a decision every 0 steps"),
         ({"full": "fast"}, 'full heads by "fast"; known: model, auto'),

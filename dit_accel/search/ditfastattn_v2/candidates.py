@@ -8,6 +8,7 @@ Source: DiTFastAttnV2, Zhang et al. 2025, arXiv:2503.22796, section 3.2. Menus:
     ours    the last output at most 2 steps old; bricks around; what is near with what is far from an
             earlier full pass, merged (`tail`) or added (`residual`), at most 4 steps old; on uncond cond's
             answer, as it is or with the stored difference of the branches, that at most 2 steps old.
+    plain   those of ours for which a full pass stores nothing: anchors cost a pass over the near set each.
 
 Text rows and columns are exact in all that attends; how much text there is shows at the visit.
 
@@ -32,7 +33,7 @@ from dit_accel.search.ditfastattn.menu import band, row_brick
 FULL, REUSE, COPY, DIFFER, ABSENT = "F", "r", "s", "d", "-"
 SHARES = (COPY, DIFFER)
 IDLE = frozenset((REUSE, *SHARES, ABSENT))  # what computes nothing that a later step could read
-MENUS = ("v2", "ours")
+MENUS = ("v2", "ours", "plain")
 EVERYTHING = (0.0, 1.0)  # a rule: all of an axis
 
 
@@ -136,6 +137,8 @@ def menu_of(name: str, grid: Grid, steps: int, full: Mapping[str, Any]) -> Menu:
     seen: dict[Any, str] = {}
     for letter, label, choice, half in rows:
         method = build_method(_choice(letter, choice), Places("<menu>"))
+        if name == "plain" and isinstance(method, Anchored):
+            continue
         blocks = _blocks(method, grid)
         same = label if blocks is None else seen.setdefault((choice["method"], blocks), label)
         if blocks is not None and all(blocks):
