@@ -10,12 +10,16 @@ from dit_accel.cli import options as option
 from dit_accel.cli.screen import Debug
 from dit_accel.errors import BadUsage, nearest
 
-METHODS = ("ditfastattn", "ditfastattn_v2", "moa", "plan", "timeline", "vorta")
+METHODS = ("ditfastattn", "ditfastattn_v2", "harmonica", "moa", "plan", "timeline", "vorta")
 # options that some methods take and others do not
 OWN = {
     "ditfastattn": ("delta", "speedup", "psnr", "minutes", "memory_gb", "sites", "full", "near"),
     "ditfastattn_v2": (
         "delta", "speedup", "psnr", "minutes", "memory_gb", "sites", "full", "menu", "error", "interval"
+    ),
+    "harmonica": (
+        "speedup", "minutes", "gates", "branches", "beta", "lr", "proxy", "regenerate",
+        "steps_of_training", "micro_batches", "tau", "weights"
     ),
     "moa": ("speedup", "psnr", "minutes", "sites", "full", "interval", "sizes", "density"),
     "plan": ("delta", "speedup", "psnr", "minutes", "memory_gb", "sites"),
@@ -40,6 +44,8 @@ EXAMPLES = """
   --method moa --sizes 64x64x17 --sizes 48x48x33 --density 0.7 --out recipes`
 - Routers over full attention, coreset and sliding tiles: `dit-accel search -m toys/pixart --method vorta
   --price latency --minutes 20 --out recipes`
+- Which sublayer computes at which step, learned, with forecasts: `dit-accel search -m toys/wan --method
+  harmonica --gates hard --speedup 1.8 --out recipes`
 - Whole spans of steps, three recipes: `dit-accel search -m toys/pixart --method timeline --out recipes`
 """
 
@@ -52,7 +58,7 @@ def search(
             "--method",
             help="ditfastattn: per layer and step; ditfastattn_v2: per head too; plan: per head, one budget "
             "for all; moa: per head, by rules for all sizes; vorta: per head and noise level, learned; "
-            "timeline: whole steps.",
+            "harmonica: per sublayer and step, learned; timeline: whole steps.",
         ),
     ],
     out: Annotated[
@@ -124,10 +130,20 @@ def search(
         float | None, typer.Option("--memory-gb", help="The most that may be stored.")
     ] = None,
     training_steps: Annotated[
-        int | None, typer.Option("--steps-of-training", min=1, help="vorta: of its routers. [default: 100]")
+        int | None,
+        typer.Option(
+            "--steps-of-training",
+            min=1,
+            help="vorta, harmonica: of the optimizer. [default: 100; harmonica 40 of whole trajectories]",
+        ),
     ] = None,
     micro_batches: Annotated[
-        int | None, typer.Option("--micro-batches", min=1, help="vorta: of a training step. [default: 4]")
+        int | None,
+        typer.Option(
+            "--micro-batches",
+            min=1,
+            help="vorta, harmonica: of a training step. [default: 4; harmonica 1 trajectory]",
+        ),
     ] = None,
     price: Annotated[
         str | None,
@@ -141,19 +157,55 @@ def search(
         float | None, typer.Option("--temperature", help="vorta: of the scores at the end. [default: 1]")
     ] = None,
     tau: Annotated[
-        float | None, typer.Option("--tau", help="vorta: full where no score is so great.")
+        float | None,
+        typer.Option(
+            "--tau",
+            help="vorta: full where no score is so great; harmonica: computes over it. [harmonica: 0.1]",
+        ),
+    ] = None,
+    gates: Annotated[
+        str | None,
+        typer.Option(
+            "--gates",
+            help="harmonica: published (a blend, reuse), hard (drawn; reuse and forecast, to a budget) or "
+            "hard-reuse. [default: published]",
+        ),
+    ] = None,
+    branches: Annotated[
+        str | None,
+        typer.Option("--branches", help="harmonica: one decision shared, or own ones. [default: shared]"),
+    ] = None,
+    beta: Annotated[
+        float | None,
+        typer.Option(
+            "--beta", help="harmonica: published price of computing. [default: from the first slopes]"
+        ),
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option("--lr", help="harmonica: published 0.01, 20 000 steps. [default: 0.2]")
+    ] = None,
+    proxy: Annotated[
+        str | None,
+        typer.Option("--proxy", help="harmonica: image error as in its code or its paper. [default: code]"),
+    ] = None,
+    regenerate: Annotated[
+        int | None,
+        typer.Option("--regenerate", help="harmonica: training steps between two proxies. [default: 10]"),
     ] = None,
     recompute: Annotated[
         bool, typer.Option("--recompute", help="vorta: less memory in training, more time, same numbers.")
     ] = False,
     weights: Annotated[
-        Path | None, typer.Option("--weights", help="vorta: routers that were trained before.")
+        Path | None,
+        typer.Option("--weights", help="vorta, harmonica: routers that were trained before."),
     ] = None,
     prompts: Annotated[Path | None, typer.Option("--prompts", help="A text file, one prompt a line.")] = None,
     num_prompts: Annotated[
         int | None,
         typer.Option(
-            "--num-prompts", min=1, help="Calibration prompts. [default: 2; plan 3, timeline 4, vorta 8]"
+            "--num-prompts",
+            min=1,
+            help="Calibration prompts. [default: 2; plan 3, timeline 4, vorta, harmonica 8]",
         ),
     ] = None,
     held_out: Annotated[int, typer.Option("--held-out", min=1, help="Prompts to verify on.")] = 4,
@@ -207,6 +259,12 @@ def search(
         "coreset": coreset,
         "temperature": temperature,
         "recompute": recompute or None,
+        "gates": gates,
+        "branches": branches,
+        "beta": beta,
+        "lr": lr,
+        "proxy": proxy,
+        "regenerate": regenerate,
         "tau": tau,
         "weights": weights,
     }
@@ -214,7 +272,7 @@ def search(
     clock = Clock(minutes)
     _check_before_loading(method, goals | settings | {"minutes": minutes})
     loaded, arguments = asked.load_model(model, Place(device, dtype, offload), wanted)
-    count = num_prompts or {"plan": 3, "timeline": 4, "vorta": 8}.get(method, 2)
+    count = num_prompts or {"harmonica": 8, "plan": 3, "timeline": 4, "vorta": 8}.get(method, 2)
     calibration, fresh = split_jobs(loaded, prompts, count, held_out, seed)
     ending = Ending(calibration, fresh, own_command(), results, results_name)
     run(Given(method, loaded, arguments, out, name, goals, settings, clock, ending))
@@ -236,6 +294,8 @@ def _check_before_loading(method: str, given: dict[str, Any]) -> None:
         )
     if method == "vorta":
         _check_vorta(given)
+    if method == "harmonica":
+        _check_harmonica(given)
 
 
 def _check_vorta(given: dict[str, Any]) -> None:
@@ -244,8 +304,21 @@ def _check_vorta(given: dict[str, Any]) -> None:
 
     check_routing_goal(given["speedup"], given["psnr"], given.get("tau"))
     settings_of(given)
+    _check_weights(given, ("steps_of_training", "micro_batches", "price", "temperature"))
+
+
+def _check_harmonica(given: dict[str, Any]) -> None:
+    from dit_accel.search.harmonica.pursuit import check_caching_goal
+    from dit_accel.search.harmonica.training import settings_of
+
+    check_caching_goal(settings_of(given), given["speedup"], given.get("tau"), "weights" in given)
+    _check_weights(given, ("steps_of_training", "micro_batches", "beta", "lr", "proxy", "regenerate"))
+
+
+def _check_weights(given: dict[str, Any], training: tuple[str, ...]) -> None:
+    """Raise BadUsage where given routers are absent, or are to be trained as well."""
     file = given.get("weights")
-    made = [name for name in ("steps_of_training", "micro_batches", "price", "temperature") if name in given]
+    made = [name for name in training if name in given]
     if file is not None and (made or not file.is_file()):
         found = f"--{made[0].replace('_', '-')} is given too" if made else "there is no such file"
         raise BadUsage(

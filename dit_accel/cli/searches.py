@@ -48,7 +48,7 @@ class Given:
 
 def run(given: Given) -> None:
     """Search as asked."""
-    others = {"moa": _elastic, "plan": _plan, "timeline": _timeline, "vorta": _vorta}
+    others = {"harmonica": _harmonica, "moa": _elastic, "plan": _plan, "timeline": _timeline, "vorta": _vorta}
     others.get(given.method, _along)(given)
 
 
@@ -143,6 +143,27 @@ def _vorta(given: Given) -> None:
         f"{file}: the recipe",
         f"{page}: what the routers chose, and the losses of their training",
         *trained,
+    )
+
+
+def _harmonica(given: Given) -> None:
+    """A router of sublayers, trained or given."""
+    from dit_accel.search.harmonica.pursuit import HarmoniCaPursuit, check_caching_goal
+    from dit_accel.search.harmonica.training import Training, settings_of
+
+    asked_for, speedup = given.settings, given.goals["speedup"]
+    settings, tau, weights = settings_of(asked_for), asked_for.get("tau"), asked_for.get("weights")
+    check_caching_goal(settings, speedup, tau, weights is not None)
+    file, ending = given.file(), given.ending
+    folder, page = file.with_suffix(".training"), file.with_suffix(".html")
+    kept = None if weights else folder
+    training = Training(given.model, ending.calibration, given.arguments, settings, kept, speedup)
+    with Bars() as bars:
+        pursuit = HarmoniCaPursuit(training, tau, given.clock, bars, say, len(ending.held_out), weights)
+        result = pursuit.close(pursuit.find(), given.full_name, file, ending, page)
+    trained = [] if weights else [f"{folder / 'router.safetensors'}: the router, for --weights"]
+    _show(
+        result, f"{file}: the recipe", f"{page}: what the router chose, and its training's losses", *trained
     )
 
 

@@ -23,7 +23,7 @@ def vorta_page(
     folder: Path | None,
 ) -> str:  # fmt: skip
     """One self-contained file: the comparison on held-out prompts, the table, and the losses of training."""
-    return comparison_page(result, more=_table(table, tau, costs) + _losses(folder))
+    return comparison_page(result, more=_table(table, tau, costs) + losses_picture(folder))
 
 
 def _table(table: Mapping[str, np.ndarray], tau: float | None, costs: tuple[float, ...]) -> str:
@@ -58,7 +58,7 @@ def _table(table: Mapping[str, np.ndarray], tau: float | None, costs: tuple[floa
     )
 
 
-def _losses(folder: Path | None) -> str:
+def losses_picture(folder: Path | None) -> str:
     """The plot of the training, where there is one."""
     file = None if folder is None else folder / PLOT
     if file is None or not file.is_file():
