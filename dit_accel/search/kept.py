@@ -18,8 +18,8 @@ class Kept:
         for key in {**found, **wanted}:
             if found.get(key) != wanted.get(key):
                 raise BadUsage(
-                    f"asked to train with {key} {wanted.get(key)}; {folder} is of a training with {key} "
-                    f"{found.get(key)}. Give another --out or --name, or remove the folder."
+                    f"asked to train routers with {key} {wanted.get(key)}; {folder} is of a training "
+                    f"with {key} {found.get(key)}. Give another --out or --name, or remove the folder."
                 )
         write_whole(file, json.dumps(wanted))
         self.file = folder / "kept.json"

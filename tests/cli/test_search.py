@@ -117,6 +117,11 @@ def test_a_goal_by_head_begins_where_the_method_says(command, tiny_folder, tmp_p
         (["--method", "vorta", "--tau", "0.5", "--psnr", "30"], "by VORTA for --psnr 30 and --tau 0.5"),
         (["--method", "vorta", "--speedup", "1"], "--speedup 1; it must be over 1"),
         (["--method", "vorta", "--delta", "0.1"], "--delta with --method vorta"),
+        (["--method", "harmonica", "--psnr", "30"], "--psnr with --method harmonica"),
+        (["--method", "harmonica", "--gates", "hard"], "no --speedup was given"),
+        (["--method", "harmonica", "--proxy", "guess"], 'the proxy "guess"; known: code, paper'),
+        (["--method", "harmonica", "--weights", "gone.safetensors"], "there is no such file"),
+        (["--method", "vorta", "--beta", "0.1"], "or use --method harmonica."),
         (["--method", "vorta", "--near", "brick"], "--near with --method vorta"),
         (["--method", "vorta", "--sites", "blocks.0.attn1"], "--sites with --method vorta"),
         (["--method", "vorta", "--price", "gold"], 'the price "gold"; known: published, latency'),
@@ -242,3 +247,24 @@ def test_a_training_whose_budget_ends_is_used_and_goes_on(command, tiny_folder, 
     monkeypatch.setattr(Clock, "ended", lambda _: True)
     ran = command(*words)
     assert ran.code == 2 and "which goes on from here, or a smaller --held-out" in ran.said
+
+
+def test_a_router_of_sublayers_is_trained_compiled_and_used_again(command, tiny_folder, tmp_path):
+    words = ("search", "-m", tiny_folder("wan"), "--method", "harmonica", "--steps", 9, "--held-out", 1)
+    words += ("--num-prompts", 1, "--out", tmp_path)
+    ran = command(*words, "--gates", "hard", "--speedup", 1.02, "--steps-of-training", 2)
+    assert ran.code == 0, ran.said
+    file = tmp_path / tiny_folder("wan").name / "harmonica.toml"
+    recipe = Recipe.from_file(file)
+    assert recipe.made_by["method"] == "harmonica" and recipe.made_by["trained_steps"] == 2
+    assert {letter for row in recipe.timeline["both"].values() for letter in row} <= set("CrP")
+    page = file.with_suffix(".html").read_text()
+    assert page.count("<title>blocks.0.ffn, step ") == 9 and "losses over the steps" in page
+    router = file.with_suffix(".training") / "router.safetensors"
+    tau = recipe.made_by["tau"]
+    again = command(*words, "--gates", "hard", "--weights", router, "--tau", tau, "--name", "again")
+    assert again.code == 0, again.said
+    given = Recipe.from_file(file.with_name("again.toml"))
+    assert given.timeline == recipe.timeline and given.made_by["router"] == "given"
+    other = command(*words, "--gates", "hard", "--speedup", 1.03)
+    assert other.code == 2 and "is of a training with speedup 1.02" in other.said

@@ -86,8 +86,8 @@ def measure(subject: Subject, sites: Sequence[str]) -> Prices:
     module = subject.model.pipe.transformer
     handles = {site: module.get_submodule(site).register_forward_hook(mix(site)) for site in sites}
     steps = len(subject.levels)
-    # one step tells what mixing takes; it also warms up
-    generate(subject.model, job.prompt, {**subject.arguments, "num_inference_steps": 1}, job.seed)
+    # a short run tells what mixing takes, and warms up; some schedules have no single step
+    generate(subject.model, job.prompt, {**subject.arguments, "num_inference_steps": 2}, job.seed)
     for site in sites:
         child = module.get_submodule(site)
         hooks += [child.register_forward_pre_hook(start(site)), child.register_forward_hook(stop(site))]

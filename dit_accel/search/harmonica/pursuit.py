@@ -35,7 +35,7 @@ def check_caching_goal(settings: Settings, speedup: float | None, tau: float | N
     """BadUsage where a command line asks for what is no goal, or for two."""
     if speedup is not None and not speedup > 1:
         raise BadUsage(f"asked for --speedup {speedup:g}; it must be over 1. Ask for more.")
-    if tau is not None and not 0 < tau < 1:
+    if tau is not None and not 0 <= tau <= 1:
         raise BadUsage(f"asked for --tau {tau:g}; a score is from 0 to 1. Give one between them.")
     if tau is not None and speedup is not None and not settings.hard:
         raise BadUsage(

@@ -49,7 +49,7 @@ class Settings:
     micro_batches: int = 1
     lr: float = 0.2
     beta: float | None = None
-    rate: float = 2.0  # of the dual ascent
+    rate: float = 0.5  # of the dual ascent
     rules: Rules = field(default_factory=Rules)
     seed: int = 0
 

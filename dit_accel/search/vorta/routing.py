@@ -4,7 +4,6 @@ Source: VORTA, Sun et al. 2025, arXiv:2505.18809. Here is what a training needs 
 result becomes a recipe is in `router_table`, the budget and the goal are in `vorta_pursuit`.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -18,7 +17,7 @@ from dit_accel.compare import Job
 from dit_accel.errors import BadUsage
 from dit_accel.loading import Model
 from dit_accel.recipe import Recipe
-from dit_accel.recipe_files import write_whole
+from dit_accel.search.kept import Kept
 from dit_accel.search.method import FULLS
 from dit_accel.search.saved import digest_of
 from dit_accel.search.subject import denoisers_of
@@ -96,7 +95,7 @@ class Routing:
         self.samples: list[Sample] = []
         self.schedule = Schedule((), (), 1.0)
         self.kept: dict[str, Any] = {}
-        self.remembers = False
+        self.books: Kept | None = None
 
     @property
     def sites(self) -> Mapping[str, int]:
@@ -105,9 +104,9 @@ class Routing:
 
     def prepare(self, told: Told) -> None:
         """Make the samples, or take up those that are there."""
-        self._take_up()
+        self.books = Kept(self.folder, self._asked())
+        self.kept = self.books.values
         self._collect(self.jobs, self.folder, told)
-        self.remembers = True
 
     def look(self) -> None:
         """What compiling given routers needs: the schedule, and what the denoiser is given; keeps nothing."""
@@ -121,25 +120,11 @@ class Routing:
                 f"{list(self.schedule.levels)}. Use another scheduler or fewer steps."
             )
 
-    def _take_up(self) -> None:
-        """Refuse a folder of another training; equal ones give equal routers."""
-        file, asked = self.folder / "asked.json", json.loads(json.dumps(self._asked()))
-        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else asked
-        for key in {**found, **asked}:
-            if found.get(key) != asked.get(key):
-                raise BadUsage(
-                    f"asked to train routers with {key} {asked.get(key)}; {self.folder} is of a training "
-                    f"with {key} {found.get(key)}. Give another --out or --name, or remove the folder."
-                )
-        write_whole(file, json.dumps(asked))
-        kept = self.folder / "kept.json"
-        self.kept = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-
     def keep(self, name: str, value: Any) -> None:
         """Remember something measured: a search that goes on does not measure it again."""
         self.kept[name] = value
-        if self.remembers:
-            write_whole(self.folder / "kept.json", json.dumps(self.kept))
+        if self.books is not None:
+            self.books.keep(name, value)
 
     def _asked(self) -> dict[str, Any]:
         settings = self.settings

@@ -9,7 +9,7 @@ costs measured seconds:
 
     L = sum_i lambda_i / mean(lambda) |eps*_i - eps_i|^2 / |eps*_i|^2 + mu (cost - budget)
 
-with log mu rising by what the likeliest choices cost over the budget. A choice's slope is that of its 0 or 1
+with log mu rising by what is expected to be spent over the budget. A choice's slope is that of its 0 or 1
 and goes to its probability (straight through). A micro-batch is a whole trajectory: the published gradient of
 a row comes from its own step alone, so the steps of one need not wait for each other's update.
 """
@@ -118,13 +118,12 @@ class Objective:
         if self.costs is None:
             later = scores[:, 1:]
             return price * later.sum(), told | {"computing": later.mean().item()}
-        likeliest = nn.functional.one_hot(scores.detach().argmax(-1), router.choices)
-        spent = self.costs.of(likeliest)
-        over = spent - self.costs.budget
+        first = scores.detach()[:, :1]  # computes in any case
+        spent = self.costs.of(torch.cat([first, scores[:, 1:]], 1))
         # the multiplier climbs where the table descends
-        climbing = -router.log_price * over.detach()
-        told |= {"spent": spent.item(), "computing": likeliest[:, 1:, :, 0].float().mean().item()}
-        return price.detach() * self.costs.of(scores) + climbing - climbing.detach(), told
+        climbing = -router.log_price * (spent.detach() - self.costs.budget)
+        told |= {"spent": spent.item(), "computing": scores[:, 1:, :, 0].mean().item()}
+        return price.detach() * spent + climbing - climbing.detach(), told
 
 
 def drawn_gates(router: Router, seed: int, number: int) -> Gates:

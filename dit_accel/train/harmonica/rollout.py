@@ -4,6 +4,7 @@ What a denoiser's call gets may be of a larger batch than it was asked for: the 
 guides every part of it, with gradients where it has them, and `advance` says which part goes on.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,7 @@ def roll(
     registry.register_hook(hook, NAME)
     scheduler, step_of = pipe.scheduler, pipe.scheduler.step
 
+    @functools.wraps(step_of)  # pipelines ask its signature what it takes: a generator, eta
     def step(*args: Any, **kwargs: Any) -> Any:
         output = kwargs.pop("model_output") if "model_output" in kwargs else args[0]
         if advance is not None:
