@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from dit_accel.methods.reuse import extrapolation
+from dit_accel.methods.reuse.forecast import Forecast
 from dit_accel.units import as_tuple
 
 TAU = 0.1  # as published: of training, and of a run
+FORECAST = Forecast(order=1)
 Value = tuple[Tensor, ...]
 Past = tuple[tuple[float, Value], ...]  # noise level and value, newest first
 
@@ -95,7 +96,7 @@ class Student:
 
     def _forecast(self, past: Past) -> Value:
         levels, values = zip(*past, strict=True)
-        weights = extrapolation.weights("lagrange", self._level, levels)
+        weights = FORECAST.weights(self._level, levels)
         return tuple(
             sum((w * one for w, one in zip(weights, each, strict=True)), start=torch.zeros_like(each[0]))
             for each in zip(*values, strict=True)
