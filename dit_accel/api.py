@@ -73,11 +73,12 @@ def accelerate(pipe: Any, recipe: str | Recipe, *, strict: bool = False, replace
     the model's own computation, and a run in which the recipe changed nothing, is an error; without it the
     report says so. A pipeline of an unknown family runs dense, with a warning. Raises RecipeError if the
     recipe does not fit the pipeline, AlreadyAccelerated on a second call without `replace`, and OtherCache
-    where a cache of diffusers or cache-dit is enabled; nothing is then changed.
+    where a cache of diffusers or cache-dit is enabled and the recipe is not exact; nothing is then changed.
     """
     loaded = Recipe.load(recipe)
     denoisers = _denoisers(pipe, strict)
-    other_caches.refuse(pipe, {name: module for name, (module, _) in denoisers.items()})
+    if not loaded.is_exact():
+        other_caches.refuse(pipe, {name: module for name, (module, _) in denoisers.items()})
     _refuse_second(pipe, replace, [module for module, _ in denoisers.values()])
     records: dict[str, tuple[Denoiser, Any]] = {
         name: (describe(name, module, family), family) for name, (module, family) in denoisers.items()

@@ -236,7 +236,8 @@ class RootHook(Replacing):
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Open a forward; the arguments to go on with."""
         session = self.installation.session
-        other_caches.refuse_enabled(self.component, module)
+        if not session.recipe.is_exact():
+            other_caches.refuse_enabled(self.component, module)
         inputs = self.signature.bind(module, *args, **kwargs).arguments
         inputs = {**inputs, **inputs.pop("kwargs", {})}
         session.begin(self.component, module.config, compat.current_context(self.receiver), inputs)

@@ -54,13 +54,18 @@ class Memory:
     _bytes: int = 0
 
     def store(
-        self, address: Address, name: str, tensors: Sequence[Tensor], step: int, depth: int = 1
-    ) -> None:
-        """Copy whole tensors; the values of the last `depth` stored steps stay."""
-        coded = [_code(tensor.detach(), self.storage) for tensor in tensors]
+        self, address: Address, name: str, tensors: Sequence[Tensor], step: int, depth: int = 1,
+        exact: bool = False,
+    ) -> None:  # fmt: skip
+        """Copy whole tensors; the values of the last `depth` stored steps stay.
+
+        What must come back to the last bit is `exact`: it is stored as it came, whatever the storage.
+        """
+        storage = "model" if exact else self.storage
+        coded = [_code(tensor.detach(), storage) for tensor in tensors]
         place = self._place(address, name, step, depth)
         like, scales = [value for value, _ in coded], [scale for _, scale in coded]
-        slot = self._slot(address, place, like, scales)
+        slot = self._slot(address, place, like, scales, storage)
         for buffer, value in zip((*slot.tensors, *slot.scales), (*like, *scales), strict=True):
             if buffer is not None and value is not None:
                 buffer.copy_(value, non_blocking=buffer.device != value.device)
@@ -117,12 +122,13 @@ class Memory:
         name: str,
         like: Sequence[Tensor],
         scales: Sequence[Tensor | None] = (),
+        storage: str = "model",
     ) -> Slot:
         old = self.slots.get((address, name))
-        if old is not None and _same(old.tensors, like, self.storage):
+        if old is not None and _same(old.tensors, like, storage):
             return old
         new = Slot(
-            tuple(_buffer(tensor, self.storage) for tensor in like),
+            tuple(_buffer(tensor, storage) for tensor in like),
             scales=tuple(None if scale is None else torch.empty_like(scale) for scale in scales),
         )
         self._bytes += new.bytes - (old.bytes if old else 0)

@@ -1,7 +1,7 @@
 """Caches of others on a pipeline: diffusers' own and cache-dit. We refuse to stand on top of one.
 
 Two caches that each skip work neither see nor report what the other skipped, and a stored output would be
-one that the other made up.
+one that the other made up. A recipe that computes everything, if by another backend, may stand there.
 """
 
 from collections.abc import Mapping

@@ -161,8 +161,11 @@ class Recipe:
 
     def is_neutral(self) -> bool:
         """Whether nothing but `full` and `compute` without parameters is used."""
-        used = [self.choices[letter] for letter in self.letters()]
-        return all(choice.method in EXACT and not choice.parameters for choice in used)
+        return self.is_exact() and not any(self.choices[letter].parameters for letter in self.letters())
+
+    def is_exact(self) -> bool:
+        """Whether nothing but `full`, by whatever backend, and `compute` is used."""
+        return all(self.choices[letter].method in EXACT for letter in self.letters())
 
     def open_file(self, name: str) -> Path:
         """The path of a file of [files], after its place and its sha256 were checked."""

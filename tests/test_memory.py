@@ -126,3 +126,10 @@ def test_a_ring_in_8_bits_fills_its_buffers_anew():
     memory.store(HERE, "out", [torch.full((2, 4), 3.0)], step=1)
     assert memory.recall(HERE, "out") is slot
     assert torch.allclose(slot.tensors[0].float() * slot.scales[0], torch.full((2, 4), 3.0))
+
+
+def test_what_must_come_back_exactly_is_never_coded():
+    memory = Memory(storage="fp8")
+    value = torch.linspace(8, 9, 12).view(3, 4)
+    memory.store(HERE, "k", [value], step=0, exact=True)
+    assert torch.equal(memory.recall(HERE, "k").tensors[0], value)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from contract.rows import build, plain, recipe, run
+from contract.rows import build, fresh, plain, recipe, run
 from diffusers import (
     FasterCacheConfig,
     FirstBlockCacheConfig,
@@ -41,7 +41,7 @@ def test_an_enabled_cache_is_refused_by_name(name: str):
     pipe.transformer.enable_cache(CONFIGS[name](pipe))
     before = traces(pipe)
     with pytest.raises(OtherCache, match=rf"{name}.*transformer\.disable_cache\(\)"):
-        dit_accel.accelerate(pipe, "neutral")
+        dit_accel.accelerate(pipe, recipe("window", "wan"))
     assert traces(pipe) == before
     pipe.transformer.disable_cache()
     with dit_accel.accelerated(pipe, "neutral"):
@@ -70,15 +70,25 @@ def test_hooks_without_a_config_are_found_and_can_be_removed_as_told():
         pipe = build(case)
         apply(pipe.transformer)
         with pytest.raises(OtherCache, match="remove_hook") as raised:
-            dit_accel.accelerate(pipe, "neutral")
+            dit_accel.accelerate(pipe, recipe("window", case))
         for hook in compat.hook_names(pipe.transformer):
             assert hook in str(raised.value)
             HookRegistry.check_if_exists_or_initialize(pipe.transformer).remove_hook(hook, recurse=True)
         with dit_accel.accelerated(pipe, "neutral"):
             assert torch.equal(run(pipe, case), plain(case))
+        with dit_accel.accelerated(pipe, recipe("window", case)):
+            run(pipe, case)
             apply(pipe.transformer)
             with pytest.raises(OtherCache):
                 run(pipe, case)
+
+
+def test_a_recipe_that_computes_everything_may_stand_on_a_cache():
+    pipe = build("wan")
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    alone = run(pipe, "wan")
+    with dit_accel.accelerated(pipe, "neutral"):
+        assert torch.equal(run(pipe, "wan"), alone)
 
 
 class Named:
@@ -88,13 +98,13 @@ class Named:
 @pytest.mark.parametrize("mark", compat.CACHE_DIT_MARKS)
 def test_marks_of_cache_dit_are_refused(mark: str):
     pipe = build("wan")
-    handle = dit_accel.accelerate(pipe, "neutral")
+    handle = dit_accel.accelerate(pipe, recipe("window", "wan"))
     setattr(pipe.transformer, mark, Named())
     with pytest.raises(OtherCache, match=r"cache_dit\.disable_cache"):
         run(pipe, "wan")
     handle.restore()
     with pytest.raises(OtherCache, match="cache-dit"):
-        dit_accel.accelerate(pipe, "neutral")
+        dit_accel.accelerate(pipe, recipe("window", "wan"))
     delattr(pipe.transformer, mark)
     with dit_accel.accelerated(pipe, "neutral"):
         assert torch.equal(run(pipe, "wan"), plain("wan"))
@@ -105,11 +115,11 @@ def test_cache_dit_itself_is_refused_and_released(monkeypatch):
     pipe, other = build("wan"), build("wan")
     cache_dit.enable_cache(pipe)
     with pytest.raises(OtherCache, match="cache-dit"):
-        dit_accel.accelerate(pipe, "neutral")
+        dit_accel.accelerate(pipe, recipe("window", "wan"))
     dit_accel.accelerate(other, "neutral").restore()  # its mark on the class says nothing of this one
     cache_dit.disable_cache(pipe)
-    handle = dit_accel.accelerate(pipe, "neutral")
-    assert torch.equal(run(pipe, "wan"), plain("wan"))
+    handle = dit_accel.accelerate(pipe, recipe("window", "wan"))
+    assert torch.equal(run(pipe, "wan"), fresh("window", "wan")[0])
     monkeypatch.setattr(type(pipe), "__call__", type(pipe).__call__)  # theirs goes with the test
     cache_dit.enable_cache(pipe)
     with pytest.raises(OtherCache, match="cache-dit"):

@@ -43,4 +43,5 @@ def through_op(recipe: Recipe) -> Recipe:
 
 def dense_through_op() -> Recipe:
     """Nothing but full attention, through our op."""
-    return through_op(Recipe.from_dict({"schema": 1}, name="dense"))
+    nothing = {"schema": 1, "exact": {"modulation": False, "text_kv": False}}
+    return through_op(Recipe.from_dict(nothing, name="dense"))

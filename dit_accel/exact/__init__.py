@@ -47,7 +47,8 @@ class ExactTables:
         self._answers, self._running = [], None
         if self._runs.get(component) != self.session.tracker.runs:
             self._runs[component] = self.session.tracker.runs
-            other_caches.refuse(self.session.pipe, {component: self.modules[component]})
+            if not self.session.recipe.is_exact():
+                other_caches.refuse(self.session.pipe, {component: self.modules[component]})
             self._kinds[component] = self._start_run(component, inputs)
         kinds, at = self._kinds[component], self.session.at
         if not kinds or at is None:

@@ -114,7 +114,7 @@ class TextKV:
             keep = True
             self.session.exact["text k/v computed"] += 1
         if keep:
-            self.session.memory.store(address, source, (out,), at.step)
+            self.session.memory.store(address, source, (out,), at.step, exact=True)
             made.add((site, name, at.branch))
         return out
 
