@@ -206,10 +206,8 @@ class _Reader:
         found: dict[str, Mapping[int, Terms]] = {}
         for branch in BRANCHES:
             pattern = self.patterns.get(("timeline", key, branch), "")
-            for table in (branch, "both"):
-                rows = self.recipe.weights.get(table, {}).get(pattern)
-                if rows is not None and branch not in found:
-                    found[branch] = {step: _terms(weights) for step, weights in rows.items()}
+            rows = self.recipe.weights.get(branch, {}).get(pattern, {})
+            found[branch] = {step: _terms(weights) for step, weights in rows.items()}
         return found
 
     def _reached(self, seam: str, key: Key) -> Runs | None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dit_accel.recipe import Recipe
 
 BRANCHES = ("both", "cond", "uncond")
+DENOISER = "denoiser"  # on the timeline: the whole denoiser, from its inputs to its output
 STORAGE = ("model", "fp8", "cpu")
 MAX_STEPS = 10_000
 MAX_WEIGHTS = 8  # what one call of the op `history_mix` takes
@@ -210,7 +211,13 @@ def _check_weights(recipe: "Recipe") -> None:
     for branch, rows in recipe.weights.items():
         for pattern, row in rows.items():
             path = ("weights", branch, pattern)
-            timeline = recipe.timeline.get(branch, {})
+            if branch not in ("cond", "uncond"):
+                recipe.fail(
+                    path,
+                    f"{_row(path)}: weights name the values of both branches, so each branch has its own. "
+                    f"Write [weights.cond] and [weights.uncond].",
+                )
+            timeline = {**recipe.timeline.get("both", {}), **recipe.timeline.get(branch, {})}
             if pattern not in timeline:
                 recipe.fail(
                     path,
@@ -229,6 +236,12 @@ def _check_sum(recipe: "Recipe", path: tuple[str, ...], step: int, weights: Mapp
             f"{MAX_WEIGHTS} values; found {len(weights)}.",
         )
     for name in weights:
+        if name.startswith("x") and not path[2].endswith(DENOISER):
+            recipe.fail(
+                (*path, name),
+                f"{_row(path)}: only the whole denoiser's inputs are kept, not those of {path[2]}. Leave "
+                f"{shown(name)} out, or fit the site {DENOISER}.",
+            )
         if not re.fullmatch("[cux][0-9]{1,5}", name) or int(name[1:]) > step:
             recipe.fail(
                 (*path, name),

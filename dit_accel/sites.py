@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dit_accel.errors import RecipeError, nearest
+from dit_accel.recipe_check import DENOISER
 
 _PATTERN = re.compile(
     r"(?:(?P<component>transformer(?:_\d+)?)\.)?(?P<list>[a-z_]+)\.(?P<index>\*|\d+|\d+-\d+)(?:\.(?P<child>\w+))?"
 )
 
-DENOISER = "denoiser"  # on the timeline: the whole denoiser, from its inputs to its output
 EVERYTHING = "*"  # all attention sites; on the timeline all blocks as one span
 
 

@@ -102,9 +102,11 @@ class Track:
     def together(self) -> bool:
         """Both branches do the same at every step, so a batched pair can be handled in one go.
 
-        So it is where nothing is approximated: halves of a batch round differently from the whole.
+        So it is where nothing is approximated: halves of a batch round differently from the whole. A fitted
+        answer is never so: its terms name the value of one branch, whichever answers.
         """
-        return not self.approximates or self.entries["cond"] == self.entries["uncond"]
+        alike = self.entries["cond"] == self.entries["uncond"]
+        return not self.approximates or (alike and not any(entry.terms for entry in self.entries["cond"]))
 
     @cached_property
     def approximates(self) -> bool:

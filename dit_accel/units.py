@@ -132,17 +132,27 @@ def derive(session: Session, key: Key, branch: str, entry: Entry) -> Answer:
 
 def _summed(session: Session, key: Key, branch: str, entry: Entry) -> Answer:
     """A fitted answer: named values of either branch, by their steps."""
-    found: list[tuple[float, Tensor, Tensor | None]] = []
-    for term in sorted(entry.terms, key=lambda term: term.of == INPUT):  # an input is shaped as outputs are
-        slot = _stored_at(session, key, branch, term)
-        like = found[0][1].shape if found else slot.tensors[0].shape
-        found.append((term.weight, *_shaped(slot.tensors[0], scale_of(slot, 0), like)))
-    return (Sum(tuple(found)),)
+    # an input is shaped as outputs are, so these come first
+    terms = sorted(entry.terms, key=lambda term: term.of == INPUT)
+    past = [(term, _stored_at(session, key, branch, term)) for term in terms]
+    like = past[0][1].tensors
+    return tuple(Sum(tuple(_addend(*each, i, like[i].shape) for each in past)) for i in range(len(like)))
+
+
+def _addend(term: Term, slot: Slot, index: int, like: Size) -> tuple[float, Tensor, Tensor | None]:
+    tensor, scale = slot.tensors[index], scale_of(slot, index)
+    if term.of == INPUT:
+        tensor, scale = _shaped(tensor, scale, like)
+    if tensor.shape != like:  # text, which may be of another length on the other branch
+        raise MissingAnchor(
+            f"{term.of} has shape {tuple(tensor.shape)} at step {term.step}, not {tuple(like)}"
+        )
+    return term.weight, tensor, scale
 
 
 def _stored_at(session: Session, key: Key, branch: str, term: Term) -> Slot:
     """The value of one term; MissingAnchor where it is gone."""
-    owner = branch if term.of == INPUT or branch == "both" else term.of
+    owner = branch if term.of == INPUT else term.of
     name = INPUT if term.of == INPUT else OUT
     slots = session.memory.history(session.address(key, owner), name)
     slot = next((slot for slot in slots if slot.step == term.step), None)

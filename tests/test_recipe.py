@@ -313,6 +313,8 @@ def test_weights_are_read_and_written_by_name():
         ("c2 = 0.75", "c3 = 0.75", "'c3' is no value that step 2 could know"),
         ("c2 = 0.75", "k2 = 0.75", "'k2' is no value that step 2 could know"),
         ("c2 = 0.75", "c2 = nan", "must be a finite number"),
+        ("uncond", "both", "weights name the values of both branches"),
+        ("denoiser", '"blocks.0-1"', "only the whole denoiser's inputs are kept"),
         ("2 = {", "two = {", "'two' must be the number of a step"),
         ("2 = {", "4 = {", "step 4 must be one of the 4 steps"),
         ("{ c2 = 0.75, u1 = 0.5, x0 = -1e-3 }", "{}", "sum up 1 to 8 values; found 0"),

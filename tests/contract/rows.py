@@ -88,6 +88,20 @@ levels = [{levels}]
 6 = {{ c6 = 0.8, c5 = 0.1, u5 = 0.2, x6 = -0.02 }}
 7 = {{ u5 = 1.0 }}
 """
+FITTED_SPAN = """
+[timeline.both]
+"{blocks}.1-2" = "CCLCCLCLC"
+[weights]
+levels = [{levels}]
+[weights.cond."{blocks}.1-2"]
+2 = {{ c1 = 1.4, c0 = -0.4 }}
+5 = {{ c4 = 1.2, c3 = -0.2 }}
+7 = {{ c6 = 0.7, c4 = 0.3 }}
+[weights.uncond."{blocks}.1-2"]
+2 = {{ u1 = 1.5, u0 = -0.5 }}
+5 = {{ u4 = 1.2, u3 = -0.2 }}
+7 = {{ u6 = 0.7, u4 = 0.3 }}
+"""
 
 SHARE = {"needs_guidance": True, "branches_apart": True}
 ROWS: dict[str, Row] = {
@@ -135,6 +149,7 @@ ROWS: dict[str, Row] = {
         Row("forecast denoiser", '[timeline.both]\ndenoiser = "CCPCPPCPC"\n', "forecast"),
         Row("share denoiser", '[timeline.both]\ndenoiser = "CCdCddCdC"\n', "share_branch", **SHARE),
         Row("fitted denoiser", FITTED, "fitted", **SHARE),
+        Row("fitted span", FITTED_SPAN, "fitted", **SHARE),
         Row(
             "mixed with far parts", '[noise]\nedges = [1.0, 0.5, 0.0]\n'
             '[attention.both]\n"{blocks}.*.{attn}" = ["tFer", "etbk"]\n'
